@@ -1,0 +1,33 @@
+"""Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
+
+from keras_pedcc.callbacks import AtomicBackup, FinetuneCallback
+from keras_pedcc.centroids import centroid_report, generate_pedcc
+from keras_pedcc.layers import CosineDense, PEDCCDense
+from keras_pedcc.losses import PEDCCLoss, pedcc_loss
+from keras_pedcc.metrics import (
+    InterClassDistance,
+    IntraClassDistance,
+    inter_class_distance,
+    intra_class_distance,
+)
+from keras_pedcc.models import PEDCCModel
+from keras_pedcc.optimizers import FinetuneOptimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtomicBackup",
+    "CosineDense",
+    "FinetuneCallback",
+    "FinetuneOptimizer",
+    "InterClassDistance",
+    "IntraClassDistance",
+    "PEDCCDense",
+    "PEDCCLoss",
+    "PEDCCModel",
+    "centroid_report",
+    "generate_pedcc",
+    "inter_class_distance",
+    "intra_class_distance",
+    "pedcc_loss",
+]

@@ -1,0 +1,313 @@
+"""Classification heads that give the cosine between features and class centroids."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.centroids import (
+    METHODS,
+    check_centroids,
+    check_whole,
+    generate_pedcc,
+)
+
+
+def unit_vectors(vectors):
+    """Divides each row by its Euclidean length: `v / |v|`.
+
+    A row shorter than 1e-6 is divided by 1e-6 instead, so that the gradient at a
+    row of zeros is finite. A row with a NaN or an infinite entry, or so long that
+    its square overflows (1.8e19 in float32), gives NaN.
+
+    Args:
+        vectors: Float tensor, shape `(..., dim)`.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    @ops.custom_gradient
+    def divide(vectors):
+        squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+        inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
+        inverse = ops.where(squared < np.inf, inverse, np.nan)
+        units = vectors * inverse
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            along = ops.sum(units * upstream, axis=-1, keepdims=True)
+            return inverse * (upstream - units * along)
+
+        return units, gradient
+
+    return divide(vectors)
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class CosineDense(keras.layers.Layer):
+    """Classification head with trainable class centroids on the unit sphere.
+
+    `logits[i, j] = cos(theta_ij) = x_i . c_j / (|x_i| |c_j|)`, with `x` the input
+    and `c_j` the rows of the weight `centroids`. The logits are cosines, without
+    a scale: the scale belongs to the loss. This is the head of AM-Softmax and
+    ArcFace; `PEDCCDense` is the one with predefined, frozen centroids.
+
+    The layer computes in float32 under every dtype policy (in float64 under
+    `"float64"`), because the square of a float16 feature overflows.
+
+    Args:
+        num_classes: int, at least 2.
+        return_features: bool. Whether to return the unit features beside the
+            logits.
+        kernel_initializer: Initializer of the centroids; only their direction
+            matters.
+        **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Returns:
+        With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
+        unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
+        [-1, 1]; else the logits alone.
+
+    Raises:
+        TypeError: `num_classes` is not a whole number.
+        ValueError: `num_classes` or the last dimension of the input is below 2.
+
+    Example:
+
+    >>> head = keras_pedcc.CosineDense(10, return_features=False)
+    >>> head(keras.ops.ones((2, 64))).shape
+    (2, 10)
+
+    Reference: Wang et al., "Additive Margin Softmax for Face Verification",
+    2018, section 3.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        return_features=True,
+        kernel_initializer="random_normal",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if keras.backend.standardize_dtype(self.compute_dtype) != "float64":
+            self.dtype_policy = "float32"
+        check_whole(2, num_classes=num_classes)
+        self.num_classes = num_classes
+        self.return_features = return_features
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.input_spec = keras.layers.InputSpec(ndim=2)
+
+    def build(self, input_shape):
+        self._add_centroids(_check_dim(input_shape), self.kernel_initializer)
+
+    def call(self, inputs):
+        features = unit_vectors(inputs)
+        # In this order TensorFlow takes a third of the time on a CPU.
+        logits = ops.matmul(self._unit_centroids(), ops.transpose(features))
+        logits = ops.transpose(logits)
+        if self.return_features:
+            return {"features": features, "logits": logits}
+        return logits
+
+    def get_config(self):
+        config = super().get_config()
+        config["num_classes"] = self.num_classes
+        config["return_features"] = self.return_features
+        config["kernel_initializer"] = keras.initializers.serialize(
+            self.kernel_initializer
+        )
+        return config
+
+    def _unit_centroids(self):
+        return unit_vectors(ops.convert_to_tensor(self.centroids))
+
+    def _add_centroids(self, dim, initializer):
+        self.centroids = self.add_weight(
+            shape=(self.num_classes, dim), initializer=initializer, name="centroids"
+        )
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class PEDCCDense(CosineDense):
+    """Classification head whose class centroids are predefined and frozen.
+
+    `logits[i, j] = cos(theta_ij) = x_i . c_j / |x_i|`, with `x` the input and
+    `c_j` the rows of the weight `centroids`: unit vectors spread as far apart as
+    geometry allows, see `keras_pedcc.generate_pedcc`. Shapes, dtypes and the
+    meaning of the outputs are those of `CosineDense`.
+
+    The centroids are not trained until `layer.trainable = True`, which
+    `keras_pedcc.FinetuneCallback` sets late in training (`FinetuneCallback`
+    also gives them their learning rate). Toggling `trainable` on a model around
+    the layer can freeze unfrozen centroids for a while, but never unfreezes
+    frozen ones. Once they may have left the sphere, the forward pass divides
+    them by their length; the weight itself is not projected.
+
+    Args:
+        num_classes: int, at least 2.
+        seed: int, at least 0. Draws the centroids: same seed, same centroids.
+        method: How they are made, see `keras_pedcc.generate_pedcc`.
+        centroids: Array of shape `(num_classes, dim)` to use instead; its rows
+            are divided by their length. It is saved as the weight and not in
+            the config, where the word `"saved"` stands for it: a layer made
+            from such a config holds NaN until its weights are set.
+        return_features: bool. Whether to return the unit features beside the
+            logits.
+        **kwargs: `name`, `dtype`, `trainable` (False by default), see
+            `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Returns:
+        With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
+        unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
+        [-1, 1]; else the logits alone.
+
+    Raises:
+        TypeError: `num_classes` or `seed` is not a whole number.
+        ValueError: A size is below 2, `method` is unknown, or `centroids` has
+            another shape, a NaN, or a row of zeros.
+
+    Example:
+
+    >>> head = keras_pedcc.PEDCCDense(10)
+    >>> {name: out.shape for name, out in head(keras.ops.ones((2, 64))).items()}
+    {'features': (2, 64), 'logits': (2, 10)}
+
+    Reference: Zhu et al., IEEE Access 2020, sections III-B and III-C.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        seed=0,
+        method="auto",
+        centroids=None,
+        return_features=True,
+        **kwargs,
+    ):
+        kwargs.setdefault("trainable", False)
+        kwargs.pop("kernel_initializer", None)
+        super().__init__(num_classes, return_features=return_features, **kwargs)
+        check_whole(0, seed=seed)
+        if method not in METHODS:
+            raise ValueError(
+                f"`method` must be one of {METHODS}. Received: method={method!r}."
+            )
+        self.seed = seed
+        self.method = method
+        self._source = _check_source(centroids, num_classes)
+        self._unfrozen = bool(kwargs["trainable"])
+        self._on_sphere = True
+        self._restoring = False
+
+    @property
+    def trainable(self):
+        """Whether the centroids are trained: asked for here, allowed by parents."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        if not _set_by_parent():
+            self._unfrozen = bool(value)
+            self._note_lengths()
+        keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
+
+    def build(self, input_shape):
+        dim = _check_dim(input_shape)
+        self._add_centroids(dim, self._initializer(dim))
+        # Tells an optimizer which of its variables have a rate of their own.
+        self.centroids.is_centroids = True
+        if not isinstance(self._source, str | None):
+            self._source = "saved"
+
+    def build_from_config(self, config):
+        # The weights come from the file: nothing is generated for them.
+        self._restoring = True
+        super().build_from_config(config)
+        self._restoring = False
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._note_lengths()
+
+    def get_config(self):
+        config = super().get_config()
+        del config["kernel_initializer"]
+        config["seed"] = self.seed
+        config["method"] = self.method
+        config["centroids"] = None if self._source is None else "saved"
+        return config
+
+    def _initializer(self, dim):
+        if self._restoring or isinstance(self._source, str):
+            return keras.initializers.Constant(float("nan"))
+        if self._source is None:
+            return lambda shape, dtype: ops.cast(
+                generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
+            )
+        given = self._source
+        if given.shape[1] != dim:
+            raise ValueError(
+                "`centroids` must have one column for each input feature. "
+                f"Received: centroids.shape={given.shape}, with an input of "
+                f"{dim} features. Make the layer before the head {given.shape[1]} "
+                "wide, or pass other centroids."
+            )
+        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+
+    def _unit_centroids(self):
+        if self._unfrozen or not self._on_sphere:
+            return super()._unit_centroids()
+        return ops.convert_to_tensor(self.centroids)
+
+    def _note_lengths(self):
+        if self.built:
+            squared = ops.sum(ops.square(self.centroids), axis=1)
+            error = ops.convert_to_numpy(ops.abs(squared - 1))
+            self._on_sphere = bool(np.all(error < 1e-5))
+
+
+def _check_dim(input_shape):
+    dim = input_shape[-1] if len(input_shape) == 2 else None
+    if dim is None or dim < 2:
+        raise ValueError(
+            "The input must have shape (batch, dim) with a fixed dim of at least 2. "
+            f"Received: input_shape={tuple(input_shape)}. Put a `Dense(dim)` layer "
+            "before the head."
+        )
+    return dim
+
+
+def _check_source(centroids, num_classes):
+    if centroids is None or isinstance(centroids, str) and centroids == "saved":
+        return centroids
+    unit = check_centroids(ops.convert_to_numpy(centroids))
+    if len(unit) != num_classes:
+        raise ValueError(
+            "`centroids` must have one row per class. Received: centroids.shape="
+            f"{unit.shape}, num_classes={num_classes}. Make the two agree."
+        )
+    return unit
+
+
+def _set_by_parent():
+    """Whether a model or layer is handing its own `trainable` down.
+
+    Keras assigns `layer.trainable` for each layer inside, also when it loads a
+    model; only the code that assigns tells this from the user's own assignment.
+    """
+    frame = inspect.currentframe().f_back.f_back
+    while frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame.f_code is keras.layers.Layer.trainable.fset.__code__

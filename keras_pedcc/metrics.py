@@ -1,0 +1,189 @@
+"""Distances within and between classes, as functions and as Keras metrics."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.centroids import check_whole
+
+
+def intra_class_distance(features, labels):
+    """Mean squared distance of features to the mean of their class, eq. 7.
+
+    `D_intra = sum_i P_i E_i |x - mu_i|^2`, with `P_i` the share and `mu_i` the
+    mean of the samples of class i. In units of squared feature length: for unit
+    features in [0, 1]. Computed in float64.
+
+    Args:
+        features: Array or tensor, shape `(batch, dim)`.
+        labels: Class of each sample, whole numbers, shape `(batch,)` or
+            `(batch, 1)`.
+
+    Returns:
+        float, not negative.
+
+    Raises:
+        ValueError: A shape does not fit, or there are no samples.
+
+    Example:
+
+    >>> intra_class_distance([[0.0, 1.0], [0.0, 3.0], [5.0, 5.0]], [0, 0, 1])
+    0.6666666666666666
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 7.
+    """
+    features, index, _, means = _class_means(features, labels)
+    return float(np.mean(np.sum((features - means[index]) ** 2, axis=1)))
+
+
+def inter_class_distance(features, labels):
+    """Mean squared distance of class means to the mean of all samples, eq. 6.
+
+    `D_inter = sum_i P_i |mu_i - mu|^2`, with `mu` the mean of all samples; the
+    rest as in `intra_class_distance`. The two add up to the total variance of
+    the features.
+
+    Example:
+
+    >>> inter_class_distance([[1.0, 0.0], [-1.0, 0.0]], [0, 1])
+    1.0
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 6.
+    """
+    features, _, priors, means = _class_means(features, labels)
+    return float(priors @ np.sum((means - features.mean(axis=0)) ** 2, axis=1))
+
+
+class _ClassSums(keras.metrics.Metric):
+    """Sums over the samples of each class, from which both distances follow.
+
+    Sums, and not means, because replicas add their variables up.
+    """
+
+    def __init__(self, num_classes, dim, *, name=None, dtype="float32"):
+        super().__init__(name=name, dtype=dtype)
+        check_whole(2, num_classes=num_classes, dim=dim)
+        self.num_classes = num_classes
+        self.dim = dim
+        self.counts = self.add_variable((num_classes,), "zeros", name="counts")
+        self.sums = self.add_variable((num_classes, dim), "zeros", name="sums")
+        self.squares = self.add_variable((), "zeros", name="squares")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        features = ops.cast(self._features(y_pred), self.dtype)
+        weight = ops.ones_like(features[:, 0])
+        if sample_weight is not None:
+            weight = weight * ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
+        counts, sums = self._per_class(ops.convert_to_tensor(y_true), features, weight)
+        squares = ops.sum(ops.square(features), axis=1)
+        self.counts.assign_add(counts)
+        self.sums.assign_add(sums)
+        self.squares.assign_add(ops.sum(weight * squares))
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(num_classes=self.num_classes, dim=self.dim)
+        return config
+
+    def _features(self, y_pred):
+        features = y_pred["features"] if isinstance(y_pred, dict) else y_pred
+        if len(features.shape) != 2 or features.shape[1] != self.dim:
+            raise ValueError(
+                f"`{self.name}` needs features of shape (batch, {self.dim}). Received: "
+                f"shape {tuple(features.shape)}. Compile a `PEDCCModel` with "
+                'metrics={"features": [...]}.'
+            )
+        return features
+
+    def _per_class(self, labels, features, weight):
+        if len(labels.shape) == 2 and labels.shape[1] == self.num_classes:
+            share = ops.cast(labels, self.dtype) * weight[:, None]
+            return ops.sum(share, axis=0), ops.matmul(ops.transpose(share), features)
+        labels = ops.reshape(labels, (-1,))
+        index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
+        valid = ops.equal(ops.cast(index, labels.dtype), labels)
+        weight = ops.where(valid, weight, np.nan)
+        weighted = ops.concatenate([weight[:, None], weight[:, None] * features], axis=1)
+        sums = ops.segment_sum(weighted, index, num_segments=self.num_classes)
+        return sums[:, 0], sums[:, 1:]
+
+    def _moments(self):
+        """Mean squared length of the features, of class means, and of the mean."""
+        total = ops.sum(self.counts)
+        counts = ops.maximum(self.counts, 1e-30)
+        between = ops.sum(ops.sum(ops.square(self.sums), axis=1) / counts) / total
+        mean = ops.sum(self.sums, axis=0) / total
+        return self.squares / total, between, ops.sum(ops.square(mean))
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class IntraClassDistance(_ClassSums):
+    """Keras metric of `intra_class_distance`, eq. 7.
+
+    Sums up over batches and replicas in float32: for unit features good to about
+    1e-6. A label that is not a class makes it NaN.
+
+    Args:
+        num_classes: int, at least 2.
+        dim: int, at least 2. Length of the features.
+        name: Name of the metric.
+        dtype: Dtype of the sums.
+
+    Call arguments:
+        y_true: Labels, shape `(batch,)`, `(batch, 1)` or, one-hot or soft,
+            `(batch, num_classes)`.
+        y_pred: Features, shape `(batch, dim)`, or a dict that has them.
+        sample_weight: Weights, shape `(batch,)`, or `None`.
+
+    Example:
+
+    >>> metric = keras_pedcc.IntraClassDistance(num_classes=10, dim=64)
+    >>> model.compile("sgd", keras_pedcc.PEDCCLoss(), metrics={"features": [metric]})
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 7.
+    """
+
+    def __init__(
+        self, num_classes, dim, *, name="intra_class_distance", dtype="float32"
+    ):
+        super().__init__(num_classes, dim, name=name, dtype=dtype)
+
+    def result(self):
+        features, means, _ = self._moments()
+        return ops.maximum(features - means, 0.0)
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class InterClassDistance(_ClassSums):
+    """Keras metric of `inter_class_distance`, eq. 6.
+
+    Arguments and precision as in `IntraClassDistance`.
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 6.
+    """
+
+    def __init__(
+        self, num_classes, dim, *, name="inter_class_distance", dtype="float32"
+    ):
+        super().__init__(num_classes, dim, name=name, dtype=dtype)
+
+    def result(self):
+        _, means, overall = self._moments()
+        return ops.maximum(means - overall, 0.0)
+
+
+def _class_means(features, labels):
+    """Features in float64, class index of each, priors and means of the classes."""
+    features = np.asarray(ops.convert_to_numpy(features), "float64")
+    labels = np.asarray(ops.convert_to_numpy(labels))
+    flat = labels.reshape(-1)
+    if features.ndim != 2 or len(flat) != len(features) or not len(flat):
+        raise ValueError(
+            "There must be features of shape (batch, dim) and one label for each. "
+            f"Received: features.shape={features.shape}, labels.shape={labels.shape}. "
+            "Pass class indices, not one-hot labels."
+        )
+    _, index, counts = np.unique(flat, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), features.shape[1]))
+    np.add.at(sums, index, features)
+    return features, index, counts / len(flat), sums / counts[:, None]

@@ -1,0 +1,223 @@
+"""A Keras model with one loss over the dict of a head and one label."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class PEDCCModel(keras.Model):
+    """`keras.Model` for a head that returns `{"features", "logits"}`.
+
+    Keras applies a loss to each output on its own, with a label for each. This
+    model gives one loss the whole dict and one label, and otherwise trains,
+    saves and distributes like any Keras model:
+
+    - `compile(loss=PEDCCLoss())`, or any loss class or function of yours, is
+      called as `loss(y, {"features": ..., "logits": ...}, sample_weight)`.
+    - A loss of Keras gets the logits. One that takes probabilities is refused:
+      the logits are cosines.
+    - `metrics=["accuracy"]` sees the logits and is logged as `accuracy`.
+      `metrics={"logits": [...], "features": [...]}` routes each output, and is
+      logged the way Keras does for several outputs (`logits_accuracy`).
+    - `fit` and `evaluate` check NumPy labels, those for validation too, before
+      anything runs.
+
+    Args:
+        inputs: As in `keras.Model(inputs, outputs)`.
+        outputs: Dict with `"features"` and `"logits"`, as `PEDCCDense` returns.
+
+    Raises:
+        ValueError: `outputs` is not such a dict; in `compile`, the loss takes
+            probabilities; in `fit` and `evaluate`, labels are out of range, not
+            whole, or of another shape.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> outputs = keras_pedcc.PEDCCDense(3)(keras.layers.Dense(16)(inputs))
+    >>> model = keras_pedcc.PEDCCModel(inputs, outputs)
+    >>> model.compile("sgd", keras_pedcc.PEDCCLoss(), metrics=["accuracy"])
+    >>> sorted(model.evaluate(np.ones((4, 8)), np.zeros(4), return_dict=True))
+    ['accuracy', 'loss']
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        outputs = kwargs.get("outputs", args[1] if len(args) > 1 else None)
+        # A subclass with a `call` of its own has no outputs yet.
+        self._num_classes = None if outputs is None else _check_outputs(outputs)
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
+        """Configures training; arguments as in `keras.Model.compile`."""
+        if loss_weights is not None:
+            raise ValueError(
+                "`loss_weights` has no use with one loss. Received: "
+                f"loss_weights={loss_weights}. Leave it out, or weight inside the "
+                "loss (`mse_weight`)."
+            )
+        self._plain_metrics = not isinstance(metrics, dict)
+        self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            metrics=_for_logits(metrics),
+            weighted_metrics=_for_logits(weighted_metrics),
+            **kwargs,
+        )
+        self._loss_of_outputs = _resolve_loss(loss)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            config.pop("loss_weights", None)
+            if self._plain_metrics and config["metrics"]:
+                config["metrics"] = config["metrics"]["logits"]
+            if self._plain_weighted_metrics and config["weighted_metrics"]:
+                config["weighted_metrics"] = config["weighted_metrics"]["logits"]
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built and self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        if self._loss_of_outputs is None:
+            raise ValueError(
+                "No loss to compute. Received: loss=None in `compile()`. Pass "
+                "loss=keras_pedcc.PEDCCLoss()."
+            )
+        loss = self._loss_of_outputs(y, y_pred, sample_weight)
+        return sum((ops.sum(extra) for extra in self.losses), start=loss)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        labels = {"features": y, "logits": y}
+        return super().compute_metrics(x, labels, y_pred, sample_weight)
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        if not (self._plain_metrics and self._plain_weighted_metrics):
+            return results
+        return {name.removeprefix("logits_"): results[name] for name in results}
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        validation = kwargs.get("validation_data")
+        if len(args) > 5:  # batch_size, epochs, verbose, callbacks, validation_split
+            validation = args[5]
+        if isinstance(validation, (list, tuple)) and len(validation) > 1:
+            self._check_labels(validation[1], "validation labels")
+        self._check_labels(y, "labels")
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        self._check_labels(y, "labels")
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def _check_labels(self, y, what):
+        if isinstance(y, (list, tuple)):
+            y = np.asarray(y)
+        if isinstance(y, np.ndarray) and self._num_classes is not None:
+            check_labels(y, self._num_classes, what)
+
+
+def check_labels(labels, num_classes, what="labels"):
+    """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
+
+    Args:
+        labels: NumPy array: class indices, shape `(n,)` or `(n, 1)`; or one-hot
+            or soft labels, shape `(n, num_classes)`.
+        num_classes: int.
+        what: What to call them in the message.
+    """
+    soft = labels.ndim == 2 and labels.shape[1] == num_classes
+    if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
+        raise ValueError(
+            f"The {what} must have shape (n,), (n, 1) or (n, num_classes). Received: "
+            f"labels.shape={labels.shape}, num_classes={num_classes}. Make the labels "
+            "fit the number of classes."
+        )
+    if soft:
+        bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
+        bad |= ~(labels >= 0).all(axis=1)
+        rule = "rows of one-hot or soft labels that are not negative and sum to 1"
+    else:
+        flat = labels.reshape(-1)
+        bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))
+        rule = f"whole numbers from 0 to {num_classes - 1}"
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
+            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
+            "the head with another num_classes."
+        )
+
+
+def _check_outputs(outputs):
+    if not (isinstance(outputs, dict) and {"features", "logits"} == set(outputs)):
+        keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(
+            '`outputs` must be a dict with the keys "features" and "logits". '
+            f"Received: {keys}. Pass what `PEDCCDense` returns, or use "
+            "`PEDCCDense(return_features=False)` with `keras.Model`."
+        )
+    return outputs["logits"].shape[-1]
+
+
+def _for_logits(metrics):
+    if not metrics or isinstance(metrics, dict):
+        return metrics
+    return {"logits": list(metrics)}
+
+
+def _resolve_loss(loss):
+    """Returns `f(y, outputs, sample_weight)`, or `None` for no loss."""
+    if loss is None:
+        return None
+    resolved = keras.losses.get(loss)
+    if not isinstance(resolved, keras.losses.Loss):
+        function, resolved = resolved, _as_loss(resolved)
+    else:
+        function = resolved
+    if not _is_from_keras(function):
+        return resolved
+    if _takes_probabilities(function):
+        raise ValueError(
+            "The loss must take scores, because the logits are cosines and not "
+            f"probabilities. Received: loss={loss!r}, with from_logits=False. Pass "
+            "loss=keras_pedcc.PEDCCLoss(), or a loss with from_logits=True."
+        )
+    return lambda y, outputs, weight: resolved(y, outputs["logits"], weight)
+
+
+def _as_loss(function):
+    class FunctionLoss(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return function(y_true, y_pred)
+
+    return FunctionLoss(name=getattr(function, "__name__", "loss"))
+
+
+def _is_from_keras(loss):
+    kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss
+    return getattr(kind, "__module__", "").split(".")[0] == "keras"
+
+
+def _takes_probabilities(loss):
+    if isinstance(loss, keras.losses.Loss):
+        return loss.get_config().get("from_logits") is False
+    parameter = inspect.signature(loss).parameters.get("from_logits")
+    return parameter is not None and parameter.default is False
