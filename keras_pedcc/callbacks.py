@@ -138,7 +138,9 @@ class FinetuneCallback(keras.callbacks.Callback):
         )
 
     def _same_kind(self, wrapped):
-        wanted = keras.optimizers.SGD if self.optimizer is None else type(self.optimizer)
+        wanted = (
+            keras.optimizers.SGD if self.optimizer is None else type(self.optimizer)
+        )
         return isinstance(wrapped.centroid_optimizer, wanted)
 
     def _fits(self, wrapped, centroids):
@@ -232,7 +234,9 @@ class AtomicBackup(keras.callbacks.Callback):
 
 
 def _find_heads(model):
-    heads = [layer for layer in model._flatten_layers() if isinstance(layer, PEDCCDense)]
+    heads = [
+        layer for layer in model._flatten_layers() if isinstance(layer, PEDCCDense)
+    ]
     if not heads:
         raise ValueError(
             "`FinetuneCallback` needs a model with a `PEDCCDense` layer. Received: "

@@ -11,9 +11,7 @@ from keras import ops
 METHODS = ("auto", "simplex", "orthogonal_simplices", "polygon", "energy")
 
 
-def generate_pedcc(
-    num_classes, dim, *, method="auto", seed=0, steps=1000, starts=None
-):
+def generate_pedcc(num_classes, dim, *, method="auto", seed=0, steps=1000, starts=None):
     """Spreads class centroids over the unit sphere, as far apart as possible.
 
     The centroids are the rest positions of `num_classes` equal charges that

@@ -103,7 +103,9 @@ class _ClassSums(keras.metrics.Metric):
         index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
         valid = ops.equal(ops.cast(index, labels.dtype), labels)
         weight = ops.where(valid, weight, np.nan)
-        weighted = ops.concatenate([weight[:, None], weight[:, None] * features], axis=1)
+        weighted = ops.concatenate(
+            [weight[:, None], weight[:, None] * features], axis=1
+        )
         sums = ops.segment_sum(weighted, index, num_segments=self.num_classes)
         return sums[:, 0], sums[:, 1:]
 

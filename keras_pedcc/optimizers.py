@@ -161,7 +161,9 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         """Each optimizer with the places of its variables; none where there are none."""
         marks = [is_centroids(v) for v in variables]
         pair = ((self.optimizer, False), (self.centroid_optimizer, True))
-        shares = [(o, [i for i, m in enumerate(marks) if m == kind]) for o, kind in pair]
+        shares = [
+            (o, [i for i, m in enumerate(marks) if m == kind]) for o, kind in pair
+        ]
         return [(optimizer, places) for optimizer, places in shares if places]
 
     def _complete(self, centroids):
