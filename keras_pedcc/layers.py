@@ -290,7 +290,7 @@ def _check_dim(input_shape):
 
 
 def _check_source(centroids, num_classes):
-    if centroids is None or isinstance(centroids, str) and centroids == "saved":
+    if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
         return centroids
     unit = check_centroids(ops.convert_to_numpy(centroids))
     if len(unit) != num_classes:

@@ -158,7 +158,7 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         return [v for v in self._trainable_variables if v.trainable]
 
     def _shares(self, variables):
-        """Each optimizer with the places of its variables; none where there are none."""
+        """Each optimizer that has variables here, with their places."""
         marks = [is_centroids(v) for v in variables]
         pair = ((self.optimizer, False), (self.centroid_optimizer, True))
         shares = [
