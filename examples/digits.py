@@ -17,7 +17,6 @@ import math
 import os
 import pathlib
 import platform
-import sys
 import time
 
 import keras
@@ -135,7 +134,7 @@ def build_model(loss, dim, args, steps):
 def build_backbone(dim):
     """Three convolutions and the feature layer, as input and output tensors."""
     inputs = x = keras.Input((8, 8, 1))
-    for filters, strides in ((32, 1), (64, 2), (64, 1)):
+    for filters, strides in ((16, 1), (32, 2), (32, 1)):
         x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
         x = layers.BatchNormalization()(x)
         x = layers.ReLU()(x)
@@ -171,7 +170,7 @@ def describe(model, seed, history, seconds, held_out):
 
 def extract_features(model, images):
     """Output of the feature layer, not normalised, shape (n, dim)."""
-    extractor = keras.Model(model.inputs, model.get_layer("features").output)
+    extractor = keras.Model(model.inputs[0], model.get_layer("features").output)
     return ops.convert_to_numpy(extractor(images, training=False))
 
 
@@ -185,7 +184,10 @@ def summarise(runs):
     names = ("accuracy", "intra_class_distance", "inter_class_distance", "seconds")
     columns = {name: np.array([run[name] for run in runs]) for name in names}
     return {
-        name: {"mean": float(c.mean()), "std": float(c.std(ddof=1)) if c[1:].size else None}
+        name: {
+            "mean": float(c.mean()),
+            "std": float(c.std(ddof=1)) if c[1:].size else None,
+        }
         for name, c in columns.items()
     }
 
@@ -210,8 +212,158 @@ def paired_difference(runs, level=0.95):
     }
 
 
+def plot_features(args, data, path):
+    """2-D features of both losses on the held-out part, side by side."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+    images, labels = data[1]
+    for axis, loss in zip(axes, (CROSS_ENTROPY, PEDCC), strict=True):
+        print(f"\n{loss}, 2-D features for the figure")
+        model, run = train(loss, args.seeds[0], 2, args, data)
+        features = extract_features(model, images)
+        if loss == PEDCC:
+            features = unit_rows(features)
+            draw_centroids(axis, model)
+        points = axis.scatter(*features.T, c=labels, cmap="tab10", s=14, alpha=0.75)
+        axis.set_title(f"{loss}: {100 * run['accuracy']:.1f} % with 2-D features")
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.set(xlabel="feature 1", ylabel="feature 2")
+    figure.legend(*points.legend_elements(), title="digit", loc="outside right center")
+    save_figure(figure, path)
+
+
+def draw_centroids(axis, model):
+    """The unit circle, and each centroid as a star."""
+    centroids = ops.convert_to_numpy(model.layers[-1].centroids)
+    circle = plt.Circle((0, 0), 1, fill=False, color="0.8", zorder=0)
+    axis.add_patch(circle)
+    stars = {"marker": "*", "s": 260, "edgecolors": "black", "zorder": 3}
+    axis.scatter(*unit_rows(centroids).T, c=range(NUM_CLASSES), cmap="tab10", **stars)
+
+
+def plot_accuracy(args, runs, path):
+    """Accuracy on the held-out part against the epoch: mean, and band of seeds."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    epochs = np.arange(1, args.epochs + 1)
+    for loss in LOSSES:
+        curves = 100 * np.array([run["history"]["val_accuracy"] for run in runs[loss]])
+        low, high = curves.min(axis=0), curves.max(axis=0)
+        axis.fill_between(epochs, low, high, color=COLORS[loss], alpha=0.2, lw=0)
+        axis.plot(epochs, curves.mean(axis=0), color=COLORS[loss], label=loss)
+    axis.axvline(args.finetune_epoch + 1, color="0.4", ls="--", lw=1)
+    axis.text(args.finetune_epoch + 1.1, 86, "centroids unfrozen", color="0.4")
+    axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(85, 100.2))
+    axis.legend(title="mean, lowest and highest seed", loc="lower right")
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def write_result(args, data, runs, summary, difference):
+    """All numbers and what they depend on, as JSON."""
+    result = {
+        "settings": {name: value for name, value in vars(args).items()},
+        "samples": {"training": len(data[0][0]), "held_out": len(data[1][0])},
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "backend": keras.backend.backend(),
+            "keras": keras.__version__,
+            "keras_pedcc": keras_pedcc.__version__,
+            "numpy": np.__version__,
+        },
+        "runs": runs,
+        "summary": summary,
+        "paired_difference": difference,
+    }
+    text = json.dumps(result, indent=1, default=str)
+    (args.output_dir / "result.json").write_text(text + "\n")
+
+
+def print_settings(args, data):
+    sizes = f"{len(data[0][0])} training and {len(data[1][0])} held-out images"
+    print(f"{sizes}, {args.epochs} epochs, Keras on {keras.backend.backend()}")
+
+
+def print_report(args, summary, difference):
+    """The table, and what the paired difference says."""
+    print("\nloss           accuracy (%)   intra-class  inter-class  seconds per run")
+    for loss in LOSSES:
+        row = summary[loss]
+        spread = row["accuracy"]["std"]
+        accuracy = f"{100 * row['accuracy']['mean']:.2f}"
+        accuracy += "" if spread is None else f" +- {100 * spread:.2f}"
+        distances = (
+            row[f"{kind}_class_distance"]["mean"] for kind in ("intra", "inter")
+        )
+        intra, inter = (f"{value:.4f}" for value in distances)
+        seconds = f"{row['seconds']['mean']:.1f}"
+        print(f"{loss:14} {accuracy:14} {intra:12} {inter:12} {seconds}")
+    print(f"Mean and standard deviation over {len(args.seeds)} seeds, last epoch.")
+    print(verdict(difference))
+
+
+def verdict(difference):
+    """One sentence on PEDCC minus cross entropy."""
+    mean = f"PEDCC-Loss minus cross entropy: {100 * difference['mean']:+.2f} points"
+    if difference["interval"] is None:
+        return f"{mean}; no interval from a single seed."
+    low, high = difference["interval"]
+    place = "above" if low > 0 else "below" if high < 0 else "level with"
+    interval = f"95 % paired interval {100 * low:+.2f} to {100 * high:+.2f}"
+    return f"{mean} ({interval}): PEDCC-Loss is {place} cross entropy."
+
+
+def print_files(args):
+    print(f"\nWritten to {args.output_dir}:")
+    print("  pedcc.keras    the last PEDCC model")
+    print("  result.json    all settings and numbers")
+    print("  features.png   2-D features of both losses")
+    print("  accuracy.png   accuracy by epoch")
+    print("Load the model with:")
+    print("  import keras, keras_pedcc")
+    path = args.output_dir / "pedcc.keras"
+    print(f'  model = keras.saving.load_model("{path.as_posix()}")')
+
+
 def parse_args(argv):
-    return argparse.Namespace()
+    """Settings from the command line; wrong ones end the program with a message."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output-dir", type=pathlib.Path, default="runs/digits", help="for results")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
+    add("--epochs", type=int, default=12, help="epochs of each run")
+    add("--finetune-epoch", type=int, default=8, help="centroids are trained from it")
+    add("--batch-size", type=int, default=64, help="images per step")
+    add("--dim", type=int, default=64, help="length of the features")
+    add("--learning-rate", type=float, default=0.1, help="of PEDCC-Loss")
+    add("--ce-learning-rate", type=float, default=0.1, help="of cross entropy")
+    add("--centroid-learning-rate", type=float, default=1e-3, help="after unfreezing")
+    add("--mse-root", type=int, default=1, help="n of eq. 10: 1, 2 or 3")
+    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
+    add("--validate", action="store_true", help="hold out training images instead")
+    add("--smoke", action="store_true", help="2 seeds, 2 epochs, fewer images")
+    args = parser.parse_args(argv)
+    if args.smoke:
+        vars(args).update(SMOKE)
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser, args):
+    for name in ("epochs", "batch_size", "mse_root"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.dim < 2:
+        parser.error("--dim must be at least 2")
+    if not 0 <= args.finetune_epoch < args.epochs:
+        parser.error("--finetune-epoch must be at least 0 and below --epochs")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ class CosineDense(keras.layers.Layer):
         return config
 
     def _unit_centroids(self):
-        return unit_vectors(ops.convert_to_tensor(self.centroids))
+        # Reshaped to itself: a gradient of our own takes a tensor, not a variable.
+        return unit_vectors(ops.reshape(self.centroids, self.centroids.shape))
 
     def _add_centroids(self, dim, initializer):
         self.centroids = self.add_weight(

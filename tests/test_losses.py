@@ -147,7 +147,8 @@ def test_labels_of_every_shape_and_dtype_agree(rng, root, dtype):
 def test_dict_and_logits_give_the_same_loss(rng):
     cosines, labels = make_cosines(rng, 10, "random")
     outputs = {"features": rng.standard_normal((32, 4)), "logits": cosines}
-    assert_allclose(PEDCCLoss()(labels, outputs), numpy_of(PEDCCLoss()(labels, cosines)))
+    loss = PEDCCLoss()
+    assert_allclose(loss(labels, outputs), numpy_of(loss(labels, cosines)))
 
 
 @pytest.mark.parametrize("root", [1, 2, 3])
@@ -254,7 +255,9 @@ def test_logit_that_is_not_finite_gives_nan_or_inf(root, value):
 def test_short_logits_are_computed_in_float32(rng, dtype):
     cosines, labels = make_cosines(rng, 300, "random")
     short = ops.cast(cosines, dtype)
-    expected = reference.pedcc(labels, numpy_of(ops.cast(short, "float32")), 64, 0, 10, 1)
+    expected = reference.pedcc(
+        labels, numpy_of(ops.cast(short, "float32")), 64, 0, 10, 1
+    )
     assert_allclose(PEDCCLoss(64.0, 0.0)(labels, short), expected)
 
 

@@ -1,0 +1,340 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_pedcc import (
+    AtomicBackup,
+    FinetuneCallback,
+    FinetuneOptimizer,
+    PEDCCDense,
+    PEDCCLoss,
+    PEDCCModel,
+)
+
+BACKEND = keras.backend.backend()
+MODES = [{}, {"run_eagerly": True}]
+if BACKEND == "tensorflow":
+    MODES += [{"jit_compile": True}, {"steps_per_execution": 4}]
+
+
+def numpy_of(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((32, 4)).astype("float32"), np.arange(32) % 3
+
+
+def make_model(optimizer=None, **kwargs):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense(8, name="backbone")
+    model = PEDCCModel(inputs, PEDCCDense(3, name="head")(dense(inputs)))
+    optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
+    model.compile(optimizer, PEDCCLoss(), **kwargs)
+    return model
+
+
+def fit(model, epochs, callbacks=(), batch_size=8, **kwargs):
+    return model.fit(
+        *make_data(),
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+        **kwargs,
+    )
+
+
+def state_of(variables):
+    return [numpy_of(v).astype("float64") for v in variables]
+
+
+def assert_same(first, second):
+    for a, b in zip(state_of(first), state_of(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def backbone_optimizer(model):
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_centroids_stay_bit_identical_and_then_move(mode):
+    model = make_model(**mode)
+    start = numpy_of(model.get_layer("head").centroids)
+    fit(model, 2, [FinetuneCallback(2)], initial_epoch=1)
+    np.testing.assert_array_equal(numpy_of(model.get_layer("head").centroids), start)
+    fit(model, 3, [FinetuneCallback(2)], initial_epoch=2)
+    assert np.abs(numpy_of(model.get_layer("head").centroids) - start).max() > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_backbone_and_its_optimizer_do_not_notice_the_callback(mode, policy):
+    keras.mixed_precision.set_global_policy(policy)
+    plain, wrapped = make_model(**mode), make_model(**mode)
+    fit(plain, 2)
+    fit(wrapped, 2, [FinetuneCallback(2)])
+    assert_same(plain.weights, wrapped.weights)
+    assert_same(
+        backbone_optimizer(plain).variables, backbone_optimizer(wrapped).variables
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_one_step_moves_the_centroids_by_rate_times_gradient(mode, policy):
+    keras.mixed_precision.set_global_policy(policy)
+    moved = {}
+    for rate in (1e-3, 2e-3):
+        optimizer = keras.optimizers.SGD(1e-30)
+        if policy == "mixed_float16":  # from 32768 the first steps would overflow
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 8.0)
+        model = make_model(optimizer, **mode)
+        start = numpy_of(model.get_layer("head").centroids).astype("float64")
+        fit(model, 1, [FinetuneCallback(0, rate)], batch_size=32)
+        moved[rate] = numpy_of(model.get_layer("head").centroids) - start
+    expected = -1e-3 * centroid_gradient(make_model())
+    # The backbone computes in the policy's dtype, with 8 to 11 bits.
+    close = 1e-5 if policy == "float32" else 3e-2
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(moved[1e-3], expected, atol=close * scale + 1e-7)
+    np.testing.assert_allclose(moved[2e-3], 2 * moved[1e-3], atol=4e-7)
+
+
+def centroid_gradient(model):
+    """Gradient of the loss with respect to the centroids, by central differences."""
+    images, labels = make_data()
+    kernel, bias = (numpy_of(w).astype("float64") for w in model.layers[1].weights)
+    features = images @ kernel + bias
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    centroids = numpy_of(model.get_layer("head").centroids).astype("float64")
+
+    def loss(centroids):
+        unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+        cosines = features @ unit.T
+        own = cosines[np.arange(32), labels]
+        z = 15 * (cosines - 0.5 * np.eye(3)[labels])
+        am = np.log(np.exp(z).sum(axis=1)) - 15 * (own - 0.5)
+        return np.mean(am + 10 * (1 - own))
+
+    gradient = np.zeros_like(centroids)
+    for at in np.ndindex(*centroids.shape):
+        step = np.zeros_like(centroids)
+        step[at] = 1e-6
+        gradient[at] = (loss(centroids + step) - loss(centroids - step)) / 2e-6
+    return gradient
+
+
+def test_momenta_and_iterations_survive_the_unfreezing():
+    model = make_model()
+    seen = {}
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen[epoch] = state_of(backbone_optimizer(model).variables)
+
+    fit(model, 2, [Watch(), FinetuneCallback(1), Watch()])
+    reference = make_model()
+    fit(reference, 1)
+    for a, b in zip(seen[1], state_of(reference.optimizer.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_schedulers_act_on_the_backbone_before_and_after():
+    model = make_model()
+    rates = {"backbone": [], "centroids": []}
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rates["backbone"].append(float(model.optimizer.learning_rate))
+            optimizer = model.optimizer.centroid_optimizer
+            rates["centroids"].append(float(optimizer.learning_rate))
+
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate)
+    fit(model, 3, [FinetuneCallback(1), schedule, Watch()])
+    assert rates["backbone"] == pytest.approx([0.025, 0.0125, 0.00625])
+    assert rates["centroids"] == pytest.approx([1e-3] * 3)
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", 0.1, 0, min_delta=1e9)
+    fit(model, 2, [FinetuneCallback(0), plateau])
+    assert float(model.optimizer.learning_rate) < 0.001
+
+
+def test_late_start_unfreezes_at_once():
+    model = make_model()
+    fit(model, 5, [FinetuneCallback(1)], initial_epoch=4)
+    assert model.get_layer("head").trainable
+
+
+def test_several_heads_and_nested_models():
+    inputs = keras.Input((4,))
+    inner = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8), PEDCCDense(3, return_features=False)]
+    )
+    other = PEDCCDense(3, return_features=False)(keras.layers.Dense(6)(inputs))
+    model = keras.Model(inputs, {"a": inner(inputs), "b": other})
+    model.compile("sgd", {"a": PEDCCLoss(), "b": PEDCCLoss()})
+    images, labels = make_data()
+    heads = [inner.layers[-1], model.layers[-1]]
+    heads = [h for h in model._flatten_layers() if isinstance(h, PEDCCDense)]
+    start = state_of([h.centroids for h in heads])
+    labels = {"a": labels, "b": labels}
+    model.fit(images, labels, epochs=2, verbose=0, callbacks=[FinetuneCallback(1)])
+    assert len(heads) == 2
+    for head, before in zip(heads, start, strict=True):
+        assert head.trainable
+        assert np.abs(numpy_of(head.centroids) - before).max() > 1e-5
+
+
+def test_one_of_two_heads_already_unfrozen_trains():
+    inputs = keras.Input((4,))
+    heads = [PEDCCDense(3, return_features=False, name=n) for n in "ab"]
+    heads[0].trainable = True
+    outputs = {h.name: h(keras.layers.Dense(8)(inputs)) for h in heads}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"a": PEDCCLoss(), "b": PEDCCLoss()})
+    images, labels = make_data()
+    labels = {"a": labels, "b": labels}
+    start = state_of([h.centroids for h in heads])
+    seen = {}
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen[epoch] = state_of([h.centroids for h in heads])
+
+    callbacks = [FinetuneCallback(1), Watch()]
+    model.fit(images, labels, epochs=2, verbose=0, callbacks=callbacks)
+    assert np.abs(seen[0][0] - start[0]).max() > 1e-6
+    np.testing.assert_array_equal(seen[0][1], start[1])
+    assert np.abs(seen[1][1] - start[1]).max() > 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "momentum"])
+def test_saved_model_keeps_both_optimizers(tmp_path, policy, epoch, kind):
+    keras.mixed_precision.set_global_policy(policy)
+
+    def callback():
+        own = keras.optimizers.SGD(1e-3, momentum=0.5) if kind == "momentum" else None
+        return FinetuneCallback(epoch, optimizer=own)
+
+    model = make_model()
+    fit(model, 2, [callback()])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("head").trainable is (epoch < 2)
+    assert_same(model.optimizer.variables, loaded.optimizer.variables)
+    for each in (model, loaded):
+        fit(each, 5, [callback()], initial_epoch=2)
+    assert_same(model.weights, loaded.weights)
+    assert_same(model.optimizer.variables, loaded.optimizer.variables)
+
+
+def test_gradient_accumulation_and_clipping_reach_the_backbone_alone():
+    def optimizer():
+        return keras.optimizers.SGD(
+            0.05, momentum=0.9, gradient_accumulation_steps=2, global_clipnorm=0.1
+        )
+
+    plain, wrapped = make_model(optimizer()), make_model(optimizer())
+    fit(plain, 1)
+    fit(wrapped, 2, [FinetuneCallback(1)], initial_epoch=1)
+    assert_same(
+        backbone_optimizer(plain).variables[:2],
+        wrapped.optimizer.optimizer.variables[:2],
+    )
+    steps = wrapped.optimizer.centroid_optimizer.gradient_accumulation_steps
+    assert steps == 2
+
+
+def test_backup_resumes_to_the_same_weights(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, epoch):
+            super().__init__()
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch, logs=None):
+            if self.epoch == self.current and batch == 2:
+                raise KeyboardInterrupt
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.current = epoch
+
+    whole = make_model()
+    fit(whole, 4, [FinetuneCallback(2)])
+    for epoch in range(4):
+        folder = tmp_path / str(epoch)
+        killed = make_model()
+        with pytest.raises(KeyboardInterrupt):
+            fit(killed, 4, [FinetuneCallback(2), AtomicBackup(folder), Stop(epoch)])
+        resumed = make_model()
+        resumed.layers[1].kernel.assign(0 * resumed.layers[1].kernel)
+        fit(resumed, 4, [AtomicBackup(folder), FinetuneCallback(2)])
+        assert_same(whole.weights, resumed.weights)
+        assert_same(whole.optimizer.variables, resumed.optimizer.variables)
+        assert not (folder / "backup.npz").exists()
+
+
+def test_backup_keeps_the_state_of_callbacks(tmp_path):
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", patience=7)
+    backup = AtomicBackup(tmp_path, callbacks=[plateau], delete_checkpoint=False)
+    fit(make_model(), 3, [plateau, backup])
+    fresh = keras.callbacks.ReduceLROnPlateau("loss", patience=7)
+    fresh.wait, fresh.best = 99, -1.0
+    backup = AtomicBackup(tmp_path, callbacks=[fresh])
+    model = make_model()
+    history = fit(model, 3, [fresh, backup])
+    assert history.epoch == [2]
+    assert fresh.wait < 99
+    assert fresh.best > 0
+
+
+def test_backup_refuses_damage_and_other_models(tmp_path):
+    (tmp_path / "backup.npz").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"cannot be read .* Delete it to start over"):
+        fit(make_model(), 1, [AtomicBackup(tmp_path)])
+    (tmp_path / "backup.npz").unlink()
+    fit(make_model(), 1, [AtomicBackup(tmp_path, delete_checkpoint=False)])
+    with pytest.raises(ValueError, match="must be of the same model"):
+        fit(make_model("adam"), 1, [AtomicBackup(tmp_path)])
+
+
+def test_optimizer_survives_a_round_trip():
+    optimizer = FinetuneOptimizer(keras.optimizers.Adam(0.1), keras.optimizers.SGD(0.2))
+    config = keras.saving.serialize_keras_object(optimizer)
+    restored = keras.saving.deserialize_keras_object(config)
+    assert restored.get_config() == optimizer.get_config()
+    assert float(restored.learning_rate) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epoch": -1}, ValueError, "`epoch` must be at least 0"),
+        ({"epoch": 1.5}, TypeError, "`epoch` must be a whole number"),
+        ({"learning_rate": 0}, ValueError, "`learning_rate` must be a positive"),
+        ({"learning_rate": "a"}, ValueError, "Received: learning_rate='a'"),
+        ({"optimizer": "sgd"}, TypeError, "`optimizer` must be a"),
+    ],
+)
+def test_callback_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        FinetuneCallback(**arguments)
+
+
+def test_callback_refuses_models_without_the_layer_and_late_epochs():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"needs a model with a `PEDCCDense`"):
+        model.fit(np.ones((2, 4)), np.ones((2, 3)), callbacks=[FinetuneCallback()])
+    with pytest.warns(UserWarning, match=r"epoch=2, with fit.epochs=2"):
+        fit(make_model(), 2, [FinetuneCallback(2)])

@@ -1,0 +1,51 @@
+"""MirroredStrategy on two logical CPU devices against one device."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
+
+import tensorflow as tf
+
+
+def trained(strategy, root, epoch, weights=None):
+    """Five SGD steps on batches of 16; history and all weights."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((80, 4)).astype("float32")
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        model = PEDCCModel(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
+        model.compile(
+            keras.optimizers.SGD(0.05), PEDCCLoss(mse_root=root), metrics=["accuracy"]
+        )
+    history = model.fit(
+        images,
+        np.arange(80) % 3,
+        batch_size=16,
+        epochs=epoch + 1,
+        initial_epoch=epoch,
+        shuffle=False,
+        verbose=0,
+        sample_weight=weights,
+        callbacks=[FinetuneCallback(1)] if epoch else None,
+    )
+    return history.history, model.get_weights()
+
+
+@pytest.mark.parametrize("root", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [0, 1], ids=["frozen", "unfrozen"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_two_replicas_are_one_device(root, epoch, weighted):
+    weights = np.linspace(0.5, 2, 80).astype("float32") if weighted else None
+    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert two.num_replicas_in_sync == 2
+    one, expected = trained(tf.distribute.get_strategy(), root, epoch, weights)
+    found, ours = trained(two, root, epoch, weights)
+    np.testing.assert_allclose(found["loss"], one["loss"], rtol=1e-5)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)

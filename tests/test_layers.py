@@ -1,0 +1,176 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_pedcc.layers
+from keras_pedcc import CosineDense, PEDCCDense, generate_pedcc
+from keras_pedcc.layers import unit_vectors
+
+
+def numpy_of(tensor):
+    return ops.convert_to_numpy(tensor)
+
+
+def model_of(head, dim=8):
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, head(keras.layers.Dense(dim)(inputs)))
+
+
+def test_logits_are_cosines_to_the_generated_centroids(rng):
+    features = rng.standard_normal((5, 8)).astype("float32")
+    outputs = PEDCCDense(6, seed=3)(features)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    centroids = numpy_of(generate_pedcc(6, 8, seed=3))
+    np.testing.assert_allclose(numpy_of(outputs["features"]), unit, atol=1e-6)
+    np.testing.assert_allclose(
+        numpy_of(outputs["logits"]), unit @ centroids.T, atol=1e-6
+    )
+
+
+def test_cosine_dense_normalises_its_weight(rng):
+    features = rng.standard_normal((5, 8)).astype("float32")
+    head = CosineDense(6, return_features=False)
+    first = numpy_of(head(features))
+    head.centroids.assign(7 * head.centroids)
+    np.testing.assert_allclose(numpy_of(head(3 * features)), first, atol=1e-6)
+    assert len(head.trainable_variables) == 1
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_head_computes_in_float32_under_every_policy(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    head = PEDCCDense(3)
+    outputs = head(np.full((1, 512), 3000, "float16"))  # the square is out of range
+    assert keras.backend.standardize_dtype(outputs["logits"].dtype) == "float32"
+    assert head.centroids.dtype == "float32"
+    np.testing.assert_allclose(numpy_of(outputs["features"]), 512**-0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_features_that_are_not_finite_give_nan(bad):
+    features = np.ones((2, 4), "float32")
+    features[0, 1] = bad
+    logits = numpy_of(PEDCCDense(3)(features)["logits"])
+    np.testing.assert_array_equal(np.isnan(logits).all(axis=1), [True, False])
+
+
+def test_unit_vectors_of_short_and_zero_rows():
+    rows = numpy_of(unit_vectors(ops.convert_to_tensor([[3e-6, 4e-6], [0.0, 0.0]])))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 0.0])
+def test_training_from_a_zero_kernel_stays_finite(rng, scale):
+    inputs = keras.Input((4,))
+    start = keras.initializers.Constant(scale)
+    dense = keras.layers.Dense(8, kernel_initializer=start)
+    model = keras.Model(inputs, PEDCCDense(3, return_features=False)(dense(inputs)))
+    model.compile("sgd", keras_pedcc.PEDCCLoss())
+    model.fit(rng.standard_normal((8, 4)), np.arange(8) % 3, verbose=0)
+    assert np.isfinite(numpy_of(dense.kernel)).all()
+
+
+def test_centroids_are_frozen_until_the_layer_is_unfrozen():
+    model = model_of(PEDCCDense(3))
+    assert len(model.trainable_variables) == 2
+    model.layers[-1].trainable = True
+    assert len(model.trainable_variables) == 3
+
+
+def test_toggling_the_model_never_unfreezes():
+    model = model_of(PEDCCDense(3))
+    outer = keras.Sequential([keras.Input((4,)), model])
+    for container in (model, outer):
+        container.trainable = False
+        container.trainable = True
+        assert not model.layers[-1].trainable
+        assert len(container.trainable_variables) == 2
+
+
+def test_toggling_the_model_gives_an_unfrozen_head_back():
+    model = model_of(PEDCCDense(3))
+    model.layers[-1].trainable = True
+    model.trainable = False
+    assert not model.trainable_variables
+    model.trainable = True
+    assert len(model.trainable_variables) == 3
+
+
+def test_centroids_off_the_sphere_are_normalised_also_after_freezing(rng):
+    features = rng.standard_normal((5, 8)).astype("float32")
+    head = PEDCCDense(3, return_features=False)
+    first = numpy_of(head(features))
+    head.trainable = True
+    head.centroids.assign(2 * head.centroids)
+    np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
+    head.trainable = False
+    np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
+
+
+def test_given_centroids_are_used_and_saved_as_the_weight(rng, tmp_path):
+    given = rng.standard_normal((3, 8))
+    model = model_of(PEDCCDense(3, centroids=given))
+    unit = given / np.linalg.norm(given, axis=1, keepdims=True)
+    np.testing.assert_allclose(numpy_of(model.layers[-1].centroids), unit, atol=1e-6)
+    assert model.layers[-1].get_config()["centroids"] == "saved"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        numpy_of(loaded.layers[-1].centroids), numpy_of(model.layers[-1].centroids)
+    )
+
+
+@pytest.mark.parametrize("unfrozen", [False, True])
+def test_loading_restores_the_state_without_the_generator(
+    rng, tmp_path, monkeypatch, unfrozen
+):
+    model = model_of(PEDCCDense(3, seed=5))
+    model.layers[-1].trainable = unfrozen
+    model.save(tmp_path / "model.keras")
+    monkeypatch.setattr(keras_pedcc.layers, "generate_pedcc", None)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[-1].trainable is unfrozen
+    assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
+    images = rng.standard_normal((5, 4))
+    expected = model.predict(images, verbose=0)["logits"]
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0)["logits"], expected)
+
+
+@pytest.mark.parametrize("layer", [PEDCCDense, CosineDense])
+def test_config_survives_a_round_trip(layer):
+    config = keras.saving.serialize_keras_object(layer(5, return_features=False))
+    assert config["registered_name"] == f"keras_pedcc>{layer.__name__}"
+    restored = keras.saving.deserialize_keras_object(config)
+    assert restored.get_config() == config["config"] | {
+        key: value
+        for key, value in restored.get_config().items()
+        if key in ("dtype", "kernel_initializer")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_classes": 1}, ValueError, "`num_classes` must be at least 2"),
+        ({"num_classes": 2.0}, TypeError, "`num_classes` must be a whole number"),
+        ({"seed": -1}, ValueError, "`seed` must be at least 0"),
+        ({"method": "best"}, ValueError, "`method` must be one of"),
+        ({"centroids": np.ones((4, 8))}, ValueError, "one row per class"),
+        ({"centroids": np.full((3, 8), np.nan)}, ValueError, "must be finite"),
+        ({"centroids": np.zeros((3, 8))}, ValueError, "without a row of zeros"),
+        ({"centroids": np.ones(3)}, ValueError, "must have shape"),
+    ],
+)
+def test_head_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        PEDCCDense(**{"num_classes": 3} | arguments)
+
+
+def test_head_refuses_inputs():
+    with pytest.raises(ValueError, match="one column for each input feature"):
+        PEDCCDense(3, centroids=np.eye(3))(np.ones((2, 8)))
+    with pytest.raises(ValueError, match="fixed dim of at least 2"):
+        PEDCCDense(3)(np.ones((2, 1)))
+    with pytest.raises(ValueError, match="expected ndim=2, found ndim=3"):
+        PEDCCDense(3)(np.ones((2, 3, 4)))
