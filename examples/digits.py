@@ -342,7 +342,7 @@ def parse_args(argv):
     add("--finetune-epoch", type=int, default=8, help="centroids are trained from it")
     add("--batch-size", type=int, default=64, help="images per step")
     add("--dim", type=int, default=64, help="length of the features")
-    add("--learning-rate", type=float, default=0.1, help="of PEDCC-Loss")
+    add("--learning-rate", type=float, default=0.03, help="of PEDCC-Loss")
     add("--ce-learning-rate", type=float, default=0.1, help="of cross entropy")
     add("--centroid-learning-rate", type=float, default=1e-3, help="after unfreezing")
     add("--mse-root", type=int, default=1, help="n of eq. 10: 1, 2 or 3")

@@ -372,16 +372,15 @@ def _weighted(values, sample_weight):
 
 
 def _mean_over_replicas(values):
-    total = ops.sum(values)
-    count = ops.cast(ops.size(values), values.dtype)
+    # Sum and count apart: a replica may hold none of the last batch.
+    sums = ops.stack([ops.sum(values), ops.cast(ops.size(values), values.dtype)])
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
-            # Sum and count apart: a replica may hold none of the last batch.
-            total, count = context.all_reduce("SUM", [total, count])
-    return total / ops.maximum(count, 1)
+            sums = context.all_reduce("SUM", sums)
+    return sums[0] / ops.maximum(sums[1], 1)
 
 
 def _root(mean, degree):

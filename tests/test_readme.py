@@ -1,0 +1,46 @@
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_python_blocks_of_the_readme_run(capsys):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 2
+    scope = {}
+    for block in blocks:
+        exec(block, scope)
+    promised = re.findall(r"^# (\{.*)$", blocks[0], re.MULTILINE)
+    assert promised[0] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_digits_example_runs_and_writes_everything(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "digits.py"), "--smoke"]
+    command += ["--verbose", "2", "--output-dir", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "PEDCC-Loss minus cross entropy" in run.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment"]["backend"] == keras.backend.backend()
+    assert len(result["runs"]["PEDCC-Loss"]) == 2
+    for name in ("features.png", "accuracy.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    model = keras.saving.load_model(tmp_path / "pedcc.keras")
+    assert model.layers[-1].trainable
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX users get")
+def test_import_on_jax_brings_no_tensorflow():
+    code = "import sys, keras, keras_pedcc; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "keras_pedcc.losses" in run.stdout.split()
+    assert "tensorflow" not in run.stdout.split()
