@@ -5,6 +5,7 @@ import json
 import numbers
 import os
 import pathlib
+import random
 import warnings
 import zipfile
 
@@ -154,12 +155,14 @@ class FinetuneCallback(keras.callbacks.Callback):
 class AtomicBackup(keras.callbacks.Callback):
     """Backs training up at each epoch so that a killed run resumes where it was.
 
-    Like `keras.callbacks.BackupAndRestore`, but weights, optimizer, random seeds,
+    Like `keras.callbacks.BackupAndRestore`, but weights, optimizer, random states,
     epoch and the state of other callbacks appear in one file by one rename: a
     kill at any moment leaves the old backup or the new one. Run the same script
     again, and `fit` goes on from the last epoch that was begun. With fixed seeds
     and data whose order depends on seed and epoch only, it ends with the same
-    weights as a run that was never killed.
+    weights as a run that was never killed. The random states are those of Keras'
+    seed generators, and the global ones of Python, NumPy and PyTorch, from which
+    `keras.layers.Dropout` without a seed draws on PyTorch.
 
     The backup is made at the start of an epoch, after every other callback has
     seen the end of the last: its place in the list does not matter.
@@ -199,7 +202,11 @@ class AtomicBackup(keras.callbacks.Callback):
             self.path.unlink(missing_ok=True)
 
     def _save(self, epoch):
-        state = {"epoch": epoch, "callbacks": [_plain(c) for c in self.callbacks]}
+        state = {
+            "epoch": epoch,
+            "callbacks": [_plain(c) for c in self.callbacks],
+            "random": _random_states(),
+        }
         arrays = [_to_numpy(v) for v in self._variables()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".unfinished")
@@ -224,6 +231,7 @@ class AtomicBackup(keras.callbacks.Callback):
             variable.assign(array)
         for callback, values in zip(self.callbacks, state["callbacks"], strict=True):
             vars(callback).update(values)
+        _set_random_states(state["random"])
         self.model._initial_epoch = state["epoch"]
 
     def _variables(self):
@@ -290,6 +298,31 @@ def _plain(callback):
     }
     kept = (bool, int, float, str, type(None))
     return {name: v for name, v in values.items() if isinstance(v, kept)}
+
+
+def _random_states():
+    """The global random states that JSON can hold: Python, NumPy, PyTorch."""
+    # Keras shuffles arrays with NumPy's legacy state.
+    name, key, *rest = np.random.get_state()  # noqa: NPY002
+    states = {"python": random.getstate(), "numpy": [name, key.tolist(), *rest]}
+    if keras.backend.backend() == "torch":
+        import torch
+
+        states["torch"] = torch.get_rng_state().tolist()
+        states["cuda"] = [s.tolist() for s in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def _set_random_states(states):
+    version, key, gauss = states["python"]
+    random.setstate((version, tuple(key), gauss))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    if keras.backend.backend() == "torch" and "torch" in states:
+        import torch
+
+        torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+        cuda = [torch.tensor(s, dtype=torch.uint8) for s in states["cuda"]]
+        torch.cuda.set_rng_state_all(cuda[: torch.cuda.device_count()])
 
 
 def _to_numpy(variable):

@@ -1,3 +1,5 @@
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -296,6 +298,27 @@ def test_backup_keeps_the_state_of_callbacks(tmp_path):
     assert history.epoch == [2]
     assert fresh.wait < 99
     assert fresh.best > 0
+
+
+def test_backup_keeps_the_global_random_states(tmp_path):
+    drawn = {}
+
+    class Draw(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            drawn[self.name] = [random.random(), np.random.rand()]  # noqa: NPY002
+            if BACKEND == "torch":
+                import torch
+
+                drawn[self.name].append(float(torch.rand(())))
+
+    for name in ("first", "resumed"):
+        model = make_model()
+        keras.utils.set_random_seed(len(name))
+        draw = Draw()
+        draw.name = name
+        backup = AtomicBackup(tmp_path, delete_checkpoint=False)
+        fit(model, 1, [backup, draw], batch_size=32)
+    assert drawn["first"] == drawn["resumed"]
 
 
 def test_backup_refuses_damage_and_other_models(tmp_path):
