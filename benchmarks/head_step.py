@@ -2,10 +2,12 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/head_step.py
 
-A step is the loss and its gradients with respect to the features and to every
-trainable weight, compiled (TensorFlow, JAX) or eager (PyTorch). The two heads
-take alternating steps in one process; the medians and their ratio are printed
-as JSON. No optimizer step is timed, which favours Dense: a frozen head has none.
+A step is the loss, its gradients with respect to the features and to every
+trainable weight, and the update of these weights by SGD with momentum 0.9, as the
+paper trains; compiled on TensorFlow and JAX, eager on PyTorch. Frozen centroids
+are not updated. `--no-update` leaves the update out for both.
+The two heads take alternating steps in one process; the medians and their ratio are
+printed as JSON.
 """
 
 import argparse
@@ -19,50 +21,71 @@ import numpy as np
 import keras_pedcc
 
 
-def gradient_step(head, loss):
+def training_step(head, loss, optimizer):
     """Returns `step(features, labels)`, compiled where the backend compiles."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    make = {"tensorflow": _tensorflow_step, "jax": _jax_step, "torch": _torch_step}
+    return make[keras.backend.backend()](head, loss, optimizer)
 
-        @tf.function
-        def step(features, labels):
-            with tf.GradientTape() as tape:
-                tape.watch(features)
-                value = loss(labels, head(features))
-            sources = [features] + [v.value for v in head.trainable_variables]
-            return value, tape.gradient(value, sources)
 
-        return step
-    if keras.backend.backend() == "jax":
-        return _jax_step(head, loss)
+def _tensorflow_step(head, loss, optimizer):
+    import tensorflow as tf
 
+    @tf.function
     def step(features, labels):
-        features = features.detach().requires_grad_()
-        value = loss(labels, head(features))
-        head.zero_grad()
-        value.backward()
-        return value
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            value = loss(labels, head(features))
+        trained = [v.value for v in head.trainable_variables]
+        slope, *slopes = tape.gradient(value, [features, *trained])
+        if optimizer:
+            optimizer.apply(slopes, head.trainable_variables)
+        return value, slope, slopes
 
     return step
 
 
-def _jax_step(head, loss):
+def _jax_step(head, loss, optimizer):
     import jax
 
     fixed = [v.value for v in head.non_trainable_variables]
 
-    def value(features, trained, labels):
+    def value_of(features, trained, labels):
         outputs, _ = head.stateless_call(trained, fixed, features)
         return loss(labels, outputs)
 
-    compiled = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
+    @jax.jit
+    def compiled(features, labels, trained, state):
+        value, (slope, slopes) = jax.value_and_grad(value_of, (0, 1))(
+            features, trained, labels
+        )
+        if optimizer:
+            trained, state = optimizer.stateless_apply(state, slopes, trained)
+        return value, slope, slopes, trained, state
+
     trained = [v.value for v in head.trainable_variables]
-    return lambda features, labels: jax.block_until_ready(
-        compiled(features, trained, labels)
-    )
+    state = [v.value for v in optimizer.variables] if optimizer else []
+
+    def step(features, labels):
+        nonlocal trained, state
+        results = compiled(features, labels, trained, state)
+        *_, trained, state = jax.block_until_ready(results)
+
+    return step
 
 
-def compare(num_classes, batch, dim, steps):
+def _torch_step(head, loss, optimizer):
+    def step(features, labels):
+        features = features.detach().requires_grad_()
+        head.zero_grad()
+        loss(labels, head(features)).backward()
+        if optimizer:
+            slopes = [v.value.grad for v in head.trainable_variables]
+            optimizer.apply(slopes, head.trainable_variables)
+
+    return step
+
+
+def compare(num_classes, batch, dim, steps, update):
     """Median seconds of both heads over alternating steps."""
     rng = np.random.default_rng(0)
     features = keras.ops.convert_to_tensor(
@@ -71,42 +94,60 @@ def compare(num_classes, batch, dim, steps):
     labels = keras.ops.convert_to_tensor(rng.integers(0, num_classes, batch), "int32")
     # The time of a step does not depend on where the centroids are.
     centroids = rng.standard_normal((num_classes, dim))
-    dense = keras.layers.Dense(num_classes)
-    pedcc = keras_pedcc.PEDCCDense(num_classes, centroids=centroids)
-    plain_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    for head in (dense, pedcc):
-        head.build((batch, dim))
-    step = {
-        "dense": gradient_step(dense, plain_loss),
-        "pedcc": gradient_step(pedcc, keras_pedcc.PEDCCLoss()),
+    heads = {
+        "dense": keras.layers.Dense(num_classes),
+        "pedcc": keras_pedcc.PEDCCDense(num_classes, centroids=centroids),
     }
-    seconds = {name: [] for name in step}
-    for _ in range(steps + 5):
-        for name, run in step.items():
-            start = time.perf_counter()
-            run(features, labels)
-            seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(times[5:]) for name, times in seconds.items()}
+    losses = {
+        "dense": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "pedcc": keras_pedcc.PEDCCLoss(),
+    }
+    step = {}
+    for name, head in heads.items():
+        head.build((batch, dim))
+        optimizer = None
+        if update and head.trainable_variables:
+            optimizer = keras.optimizers.SGD(1e-6, momentum=0.9)
+            optimizer.build(head.trainable_variables)
+        step[name] = training_step(head, losses[name], optimizer)
+    seconds = alternate(step, steps, features, labels)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "num_classes": num_classes,
         "batch": batch,
         "dim": dim,
         "steps": steps,
+        "update": update,
         "dense_ms": round(1e3 * median["dense"], 3),
         "pedcc_ms": round(1e3 * median["pedcc"], 3),
         "ratio": round(median["pedcc"] / median["dense"], 3),
     }
 
 
+def alternate(step, steps, *args, warm_up=5):
+    """Seconds of each call of each function, which take turns."""
+    seconds = {name: [] for name in step}
+    for _ in range(steps + warm_up):
+        for name, run in step.items():
+            start = time.perf_counter()
+            run(*args)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[warm_up:] for name, times in seconds.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-classes", type=int, nargs="+", default=[100, 10000])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=200)
+    add = parser.add_argument
+    add("--num-classes", type=int, nargs="+", default=[100, 10000])
+    add("--batch", type=int, default=128)
+    add("--dim", type=int, default=512)
+    add("--steps", type=int, default=200)
+    add("--no-update", action="store_true", help="time loss and gradients alone")
     args = parser.parse_args()
     for num_classes in args.num_classes:
-        result = compare(num_classes, args.batch, args.dim, args.steps)
+        result = compare(
+            num_classes, args.batch, args.dim, args.steps, not args.no_update
+        )
         result["backend"] = keras.backend.backend()
         print(json.dumps(result), flush=True)
 

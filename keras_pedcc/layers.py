@@ -109,9 +109,7 @@ class CosineDense(keras.layers.Layer):
 
     def call(self, inputs):
         features = unit_vectors(inputs)
-        # In this order TensorFlow takes a third of the time on a CPU.
-        logits = ops.matmul(self._unit_centroids(), ops.transpose(features))
-        logits = ops.transpose(logits)
+        logits = _cosines(features, self._unit_centroids())
         if self.return_features:
             return {"features": features, "logits": logits}
         return logits
@@ -277,6 +275,13 @@ class PEDCCDense(CosineDense):
             squared = ops.sum(ops.square(self.centroids), axis=1)
             error = ops.convert_to_numpy(ops.abs(squared - 1))
             self._on_sphere = bool(np.all(error < 1e-5))
+
+
+def _cosines(features, centroids):
+    """`features @ centroids.T`, in the order that TensorFlow multiplies faster."""
+    if centroids.shape[0] <= centroids.shape[1]:
+        return ops.matmul(features, ops.transpose(centroids))
+    return ops.transpose(ops.matmul(centroids, ops.transpose(features)))
 
 
 def _check_dim(input_shape):

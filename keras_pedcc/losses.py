@@ -44,9 +44,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """
     _check_range("scale", scale, 0.0, float("inf"), open_below=True)
     _check_range("margin", margin, 0.0, 2.0)
-    logits, target, valid, soft = _prepare(y_true, y_pred)
-    loss = _loss(logits, target, soft, scale, margin, mse_weight=0.0)
-    return ops.where(valid, loss, np.nan)
+    return _loss(*_prepare(y_true, y_pred), scale, margin, mse_weight=0.0)
 
 
 def centroid_distance(y_true, y_pred):
@@ -66,8 +64,7 @@ def centroid_distance(y_true, y_pred):
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    logits, target, valid, soft = _prepare(y_true, y_pred)
-    return ops.where(valid, _distance(logits, target, soft), np.nan)
+    return _distance(*_prepare(y_true, y_pred))
 
 
 def pedcc_loss(
@@ -117,14 +114,13 @@ def pedcc_loss(
     Reference: Zhu et al., IEEE Access 2020, eq. 10.
     """
     check_constants(scale, margin, mse_weight, mse_root)
-    logits, target, valid, soft = _prepare(y_true, y_pred)
+    prepared = _prepare(y_true, y_pred)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
-    loss = _loss(logits, target, soft, scale, margin, inside)
-    loss = _weighted(ops.where(valid, loss, np.nan), sample_weight)
+    loss = _weighted(_loss(*prepared, scale, margin, inside), sample_weight)
     if mse_root == 1:
         return loss
-    distance = _weighted(_distance(logits, target, soft), sample_weight)
+    distance = _weighted(_distance(*prepared), sample_weight)
     return loss + mse_weight * _root(_mean_over_replicas(distance), mse_root)
 
 
@@ -252,10 +248,10 @@ def _logits_of(y_pred):
 
 
 def _prepare(y_true, y_pred):
-    """Returns float logits, the target, which samples are valid, and if t is soft.
+    """Returns float logits, the target, and which samples have a valid one.
 
-    The target is the class index, shape `(batch, 1)`, clipped to the valid range;
-    or, where `soft`, the distribution over classes, shape `(batch, num_classes)`.
+    The target is the class index, shape `(batch,)`, clipped to the valid range; or
+    the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
     logits = ops.convert_to_tensor(_logits_of(y_pred))
     if keras.backend.standardize_dtype(logits.dtype) != "float64":
@@ -267,12 +263,12 @@ def _prepare(y_true, y_pred):
         target = ops.cast(labels, logits.dtype)
         off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
         negative = ops.any(target < 0, axis=1)
-        return logits, target, ops.logical_not(off | negative), True
-    labels = ops.reshape(labels, (-1, 1))
+        return logits, target, ops.logical_not(off | negative)
+    if len(labels.shape) == 2:
+        labels = ops.reshape(labels, (-1,))
     index = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
     # Whatever the cast did to a label that is not a class, it does not undo.
-    valid = ops.equal(ops.cast(index, labels.dtype), labels)
-    return logits, index, valid[:, 0], False
+    return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
 
 
 def _check_shapes(labels, logits):
@@ -299,44 +295,48 @@ def _check_shapes(labels, logits):
             )
 
 
-def _loss(logits, target, soft, scale, margin, mse_weight):
+def _loss(logits, target, valid, scale, margin, mse_weight):
     """The losses of eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`."""
-    if not soft:
-        return _hard_loss(logits, target, scale, margin, mse_weight)
-    loss = _soft_am_softmax(logits, target, scale, margin)
-    return loss + mse_weight * _distance(logits, target, soft)
+    if len(target.shape) == 1:
+        return _hard_loss(logits, target, valid, scale, margin, mse_weight)
+    loss = ops.where(valid, _soft_am_softmax(logits, target, scale, margin), np.nan)
+    return loss + mse_weight * _distance(logits, target, valid)
 
 
-def _distance(logits, target, soft):
-    if soft:
-        return ops.sum(target * (1 - logits), axis=1)
-    return 1 - ops.take_along_axis(logits, target, axis=1)[:, 0]
+def _distance(logits, target, valid):
+    if len(target.shape) == 2:
+        distance = ops.sum(target * (1 - logits), axis=1)
+    else:
+        own = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)
+        distance = 1 - own[:, 0]
+    return ops.where(valid, distance, np.nan)
 
 
-def _hard_loss(logits, index, scale, margin, mse_weight):
+def _hard_loss(logits, index, valid, scale, margin, mse_weight):
     """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
 
     With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
-    passes over `(batch, num_classes)` as there can be. The class y is masked
-    inside the sum, because subtracting it afterwards would cancel;
+    operations and passes over `(batch, num_classes)` as there can be. The class y
+    is masked inside the sum, because subtracting it afterwards would cancel;
     `top = max(0, max_j u_j)` keeps exp in range.
     """
     rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
-    at = ops.stack([rows, index[:, 0]], axis=1)
+    at = ops.stack([rows, index], axis=1)
 
     @ops.custom_gradient
     def loss(logits):
-        own = ops.take_along_axis(logits, index, axis=1)
+        own = ops.take_along_axis(logits, at[:, 1:], axis=1)
+        own = ops.where(ops.expand_dims(valid, 1), own, np.nan)
+        lowered = own - margin
         others = ops.scatter_update(logits, at, ops.full_like(own[:, 0], -np.inf))
         nearest = ops.max(others, axis=1, keepdims=True)
-        top = ops.maximum(scale * (nearest + (margin - own)), 0.0)
-        shift = ops.where(top > 0, -nearest, margin - own)
-        powers = ops.exp(scale * (others + shift))
+        top = ops.relu(scale * (nearest - lowered))
+        powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))
         total = ops.sum(powers, axis=1, keepdims=True)
         value = top + ops.log1p(ops.expm1(-top) + total) + mse_weight * (1 - own)
 
         def gradient(*args, upstream=None):
-            upstream = ops.reshape(args[0] if upstream is None else upstream, (-1, 1))
+            upstream = ops.expand_dims(args[0] if upstream is None else upstream, 1)
             rate = upstream * (scale / (ops.exp(-top) + total))
             at_own = -(rate * total + upstream * mse_weight)[:, 0]
             return ops.scatter_update(powers * rate, at, at_own)
