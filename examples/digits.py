@@ -249,8 +249,8 @@ def plot_accuracy(args, runs, path):
         low, high = curves.min(axis=0), curves.max(axis=0)
         axis.fill_between(epochs, low, high, color=COLORS[loss], alpha=0.2, lw=0)
         axis.plot(epochs, curves.mean(axis=0), color=COLORS[loss], label=loss)
-    axis.axvline(args.finetune_epoch + 1, color="0.4", ls="--", lw=1)
-    axis.text(args.finetune_epoch + 1.1, 86, "centroids unfrozen", color="0.4")
+    unfrozen = {"color": "0.4", "ls": "--", "lw": 1, "label": "centroids unfrozen"}
+    axis.axvline(args.finetune_epoch, **unfrozen)  # between that epoch and the next
     axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(85, 100.2))
     axis.legend(title="mean, lowest and highest seed", loc="lower right")
     save_figure(figure, path)
