@@ -42,7 +42,12 @@ PEDCC, CROSS_ENTROPY = "PEDCC-Loss", "Cross entropy"
 LOSSES = (PEDCC, CROSS_ENTROPY)
 COLORS = {PEDCC: "#d1495b", CROSS_ENTROPY: "#30638e"}
 NUM_CLASSES = 10
-SMOKE = {"seeds": [0, 1], "epochs": 2, "finetune_epoch": 1}
+SMOKE = {
+    "seeds": [0, 1],
+    "epochs": 2,
+    "finetune_epoch": 1,
+    "output_dir": pathlib.Path("runs/digits_smoke"),
+}
 SMOKE_SAMPLES = 400
 
 
@@ -226,7 +231,8 @@ def plot_features(args, data, path):
         points = axis.scatter(*features.T, c=labels, cmap="tab10", s=14, alpha=0.75)
         axis.set_title(f"{loss}: {100 * run['accuracy']:.1f} % with 2-D features")
         axis.set_aspect("equal", adjustable="datalim")
-        axis.set(xlabel="feature 1", ylabel="feature 2")
+        unit = ", unit length" if loss == PEDCC else ""
+        axis.set(xlabel=f"feature 1{unit}", ylabel=f"feature 2{unit}")
     figure.legend(*points.legend_elements(), title="digit", loc="outside right center")
     save_figure(figure, path)
 
@@ -349,9 +355,9 @@ def parse_args(argv):
     add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
     add("--validate", action="store_true", help="hold out training images instead")
     add("--smoke", action="store_true", help="2 seeds, 2 epochs, fewer images")
+    if parser.parse_args(argv).smoke:
+        parser.set_defaults(**SMOKE)
     args = parser.parse_args(argv)
-    if args.smoke:
-        vars(args).update(SMOKE)
     check_args(parser, args)
     return args
 
@@ -363,7 +369,10 @@ def check_args(parser, args):
     if args.dim < 2:
         parser.error("--dim must be at least 2")
     if not 0 <= args.finetune_epoch < args.epochs:
-        parser.error("--finetune-epoch must be at least 0 and below --epochs")
+        parser.error(
+            f"--finetune-epoch must be at least 0 and below --epochs; they are "
+            f"{args.finetune_epoch} and {args.epochs}"
+        )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,10 @@ class FinetuneCallback(keras.callbacks.Callback):
 
     Example:
 
-    >>> model.fit(x, y, epochs=120, callbacks=[keras_pedcc.FinetuneCallback(70)])
+    >>> finetune = keras_pedcc.FinetuneCallback(epoch=2)
+    >>> history = model.fit(x, y, epochs=3, callbacks=[finetune], verbose=0)
+    >>> model.layers[-1].trainable
+    True
 
     Reference: Zhu et al., IEEE Access 2020, section IV-A.
     """
@@ -66,7 +69,8 @@ class FinetuneCallback(keras.callbacks.Callback):
         if not isinstance(optimizer, keras.optimizers.Optimizer | None):
             raise TypeError(
                 "`optimizer` must be a `keras.optimizers.Optimizer`. Received: "
-                f"optimizer={optimizer!r}. Leave it out for plain SGD."
+                f"optimizer={optimizer!r}. Pass one, as keras.optimizers.Adam(1e-3), "
+                "or leave it out for plain SGD."
             )
         self.epoch = epoch
         self.learning_rate = float(learning_rate)
@@ -97,10 +101,27 @@ class FinetuneCallback(keras.callbacks.Callback):
             return
         for head in frozen:
             head.trainable = True
+        if not self._all_trained():
+            self._stay_frozen(frozen)
+            return
         with _strategy_scope(self.model):
             _rebuild_functions(self.model)
         if self.verbose:
             print(f"\nEpoch {epoch + 1}: the centroids are trained from here on.")
+
+    def _all_trained(self):
+        trained = {id(v) for v in self.model.trainable_variables}
+        return all(id(head.centroids) in trained for head in self._heads)
+
+    def _stay_frozen(self, heads):
+        for head in heads:
+            head.trainable = False
+        warnings.warn(
+            "The centroids stay frozen: every model and layer around them must be "
+            f"trainable. Received: model {self.model.name!r} with a part that is "
+            "not. Set its `trainable` to True before `compile`.",
+            stacklevel=3,
+        )
 
     def _wrap_optimizer(self):
         outer = self.model.optimizer
@@ -174,11 +195,13 @@ class AtomicBackup(keras.callbacks.Callback):
         delete_checkpoint: bool. Whether to delete the backup when training ends.
 
     Raises:
-        ValueError: In `fit`, the backup is damaged or of another model.
+        ValueError: In `fit`, the model is not built, or the backup is damaged or
+            of another model.
 
     Example:
 
-    >>> model.fit(x, y, callbacks=[keras_pedcc.AtomicBackup("run1")])
+    >>> backup = keras_pedcc.AtomicBackup("run1")
+    >>> history = model.fit(x, y, epochs=3, callbacks=[backup], verbose=0)
     """
 
     def __init__(self, backup_dir, *, callbacks=(), delete_checkpoint=True):
@@ -188,6 +211,12 @@ class AtomicBackup(keras.callbacks.Callback):
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs=None):
+        if not self.model.built:
+            raise ValueError(
+                "`AtomicBackup` needs a model that is built. Received: model "
+                f"{self.model.name!r} without weights. Start the model with "
+                "`keras.Input`, or call it on a batch before `fit`."
+            )
         if self.path.exists():
             with _strategy_scope(self.model):
                 self._restore()
@@ -225,7 +254,8 @@ class AtomicBackup(keras.callbacks.Callback):
                 "The backup must be of the same model, optimizer and callbacks. "
                 f"Received: {self.path} with {len(arrays)} variables and "
                 f"{len(state['callbacks'])} callbacks, for {len(variables)} and "
-                f"{len(self.callbacks)}. Take another `backup_dir`, or delete it."
+                f"{len(self.callbacks)}. Call `fit` with the same callbacks "
+                "(`FinetuneCallback` too), take another `backup_dir`, or delete it."
             )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)

@@ -56,8 +56,9 @@ def generate_pedcc(num_classes, dim, *, method="auto", seed=0, steps=1000, start
     Example:
 
     >>> centroids = keras_pedcc.generate_pedcc(4, 3)
-    >>> keras.ops.round(keras.ops.matmul(centroids, centroids.T), 3)[0]
-    [1., -0.333, -0.333, -0.333]
+    >>> cosines = keras.ops.tensordot(centroids, centroids, axes=(1, 1))
+    >>> [round(float(cosine), 3) for cosine in cosines[0]]
+    [1.0, -0.333, -0.333, -0.333]
 
     Reference: Zhu et al., "A New Loss Function for CNN Classifier Based on
     Predefined Evenly-Distributed Class Centroids", IEEE Access 2020, section

@@ -80,7 +80,7 @@ class CosineDense(keras.layers.Layer):
     Example:
 
     >>> head = keras_pedcc.CosineDense(10, return_features=False)
-    >>> head(keras.ops.ones((2, 64))).shape
+    >>> keras.ops.shape(head(keras.ops.ones((2, 64))))
     (2, 10)
 
     Reference: Wang et al., "Additive Margin Softmax for Face Verification",
@@ -108,7 +108,7 @@ class CosineDense(keras.layers.Layer):
         self._add_centroids(_check_dim(input_shape), self.kernel_initializer)
 
     def call(self, inputs):
-        features = unit_vectors(inputs)
+        features = unit_vectors(ops.cast(inputs, self.compute_dtype))
         logits = _cosines(features, self._unit_centroids())
         if self.return_features:
             return {"features": features, "logits": logits}
@@ -156,8 +156,9 @@ class PEDCCDense(CosineDense):
         method: How they are made, see `keras_pedcc.generate_pedcc`.
         centroids: Array of shape `(num_classes, dim)` to use instead; its rows
             are divided by their length. It is saved as the weight and not in
-            the config, where the word `"saved"` stands for it: a layer made
-            from such a config holds NaN until its weights are set.
+            the config, where the word `"saved"` stands for it: a file or JSON
+            of the model brings the layer back (JSON with NaN until the weights
+            are loaded), `keras.models.clone_model` cannot and raises.
         return_features: bool. Whether to return the unit features beside the
             logits.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
@@ -179,7 +180,8 @@ class PEDCCDense(CosineDense):
     Example:
 
     >>> head = keras_pedcc.PEDCCDense(10)
-    >>> {name: out.shape for name, out in head(keras.ops.ones((2, 64))).items()}
+    >>> outputs = head(keras.ops.ones((2, 64)))
+    >>> {name: keras.ops.shape(output) for name, output in outputs.items()}
     {'features': (2, 64), 'logits': (2, 10)}
 
     Reference: Zhu et al., IEEE Access 2020, sections III-B and III-C.
@@ -221,6 +223,8 @@ class PEDCCDense(CosineDense):
             self._unfrozen = bool(value)
             self._note_lengths()
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
+        if self.built and self.trainable:
+            _let_tapes_watch(self.centroids)
 
     def build(self, input_shape):
         dim = _check_dim(input_shape)
@@ -249,8 +253,15 @@ class PEDCCDense(CosineDense):
         return config
 
     def _initializer(self, dim):
-        if self._restoring or isinstance(self._source, str):
+        if self._restoring:
             return keras.initializers.Constant(float("nan"))
+        if isinstance(self._source, str):
+            raise ValueError(
+                "A layer with given `centroids` cannot be made again from its config "
+                f'alone. Received: centroids="saved" in layer {self.name!r}. Pass the '
+                "array; to copy a model, save and load it, or give `clone_model` a "
+                "`clone_function`."
+            )
         if self._source is None:
             return lambda shape, dtype: ops.cast(
                 generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
@@ -275,6 +286,18 @@ class PEDCCDense(CosineDense):
             squared = ops.sum(ops.square(self.centroids), axis=1)
             error = ops.convert_to_numpy(ops.abs(squared - 1))
             self._on_sphere = bool(np.all(error < 1e-5))
+
+
+def _let_tapes_watch(variable):
+    """Tells TensorFlow, too, that a variable is trained from now on.
+
+    In a subclassed model Keras makes the variable after the layer was frozen, and
+    a TensorFlow variable that was born frozen never gets a gradient.
+    """
+    if keras.backend.backend() == "tensorflow":
+        value = variable.value
+        for replica in getattr(value, "values", [value]):
+            replica._trainable = True
 
 
 def _cosines(features, centroids):

@@ -1,5 +1,7 @@
 """PEDCC-Loss: pure functions of labels and cosines, and a thin Keras loss."""
 
+import numbers
+
 import keras
 import numpy as np
 from keras import ops
@@ -182,10 +184,10 @@ class PEDCCLoss(keras.losses.Loss):
                 f"needs a mean as reduction. Received: reduction={reduction!r}, "
                 f'mse_root={mse_root}. Pass reduction="sum_over_batch_size".'
             )
-        self.scale = scale
-        self.margin = margin
-        self.mse_weight = mse_weight
-        self.mse_root = mse_root
+        self.scale = float(scale)
+        self.margin = float(margin)
+        self.mse_weight = float(mse_weight)
+        self.mse_root = int(mse_root)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         logits = _logits_of(y_pred)
@@ -226,12 +228,12 @@ def check_constants(scale, margin, mse_weight, mse_root):
 
 
 def _check_range(name, value, low, high, open_below=False):
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     above = number and (value > low if open_below else value >= low)
     if not (above and value <= high and value != float("inf")):
-        bracket = "(" if open_below else "["
+        left, right = "(" if open_below else "[", ")" if high == float("inf") else "]"
         raise ValueError(
-            f"`{name}` must be a finite number in {bracket}{low:g}, {high:g}]. "
+            f"`{name}` must be a number in {left}{low:g}, {high:g}{right}. "
             f"Received: {name}={value!r}. Pass a float in that range."
         )
 
@@ -368,6 +370,11 @@ def _weighted(values, sample_weight):
     if sample_weight is None:
         return values
     weight = ops.cast(ops.convert_to_tensor(sample_weight), values.dtype)
+    if len(weight.shape) > 2 or (len(weight.shape) == 2 and weight.shape[1] != 1):
+        raise ValueError(
+            "`sample_weight` must have shape (batch,) or (batch, 1). Received: "
+            f"sample_weight.shape={tuple(weight.shape)}. Pass one weight per sample."
+        )
     return values * ops.reshape(weight, (-1,))
 
 

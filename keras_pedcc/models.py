@@ -23,7 +23,7 @@ class PEDCCModel(keras.Model):
       `metrics={"logits": [...], "features": [...]}` routes each output, and is
       logged the way Keras does for several outputs (`logits_accuracy`).
     - `fit` and `evaluate` check NumPy labels, those for validation too, before
-      anything runs.
+      anything runs (not in a subclass with a `call` of its own).
 
     Args:
         inputs: As in `keras.Model(inputs, outputs)`.
@@ -40,7 +40,8 @@ class PEDCCModel(keras.Model):
     >>> outputs = keras_pedcc.PEDCCDense(3)(keras.layers.Dense(16)(inputs))
     >>> model = keras_pedcc.PEDCCModel(inputs, outputs)
     >>> model.compile("sgd", keras_pedcc.PEDCCLoss(), metrics=["accuracy"])
-    >>> sorted(model.evaluate(np.ones((4, 8)), np.zeros(4), return_dict=True))
+    >>> history = model.fit(np.ones((4, 8)), np.zeros(4), verbose=0)
+    >>> sorted(history.history)
     ['accuracy', 'loss']
     """
 
@@ -65,6 +66,11 @@ class PEDCCModel(keras.Model):
                 "`loss_weights` has no use with one loss. Received: "
                 f"loss_weights={loss_weights}. Leave it out, or weight inside the "
                 "loss (`mse_weight`)."
+            )
+        if isinstance(loss, dict | list | tuple):
+            raise ValueError(
+                "`loss` must be one loss over the whole dict of outputs. Received: "
+                f"loss={loss}. Pass loss=keras_pedcc.PEDCCLoss()."
             )
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
@@ -99,6 +105,11 @@ class PEDCCModel(keras.Model):
             raise ValueError(
                 "No loss to compute. Received: loss=None in `compile()`. Pass "
                 "loss=keras_pedcc.PEDCCLoss()."
+            )
+        if y is None or isinstance(y, dict):
+            raise ValueError(
+                "There must be one array of labels, for all outputs together. "
+                f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
             )
         loss = self._loss_of_outputs(y, y_pred, sample_weight)
         return sum((ops.sum(extra) for extra in self.losses), start=loss)
@@ -142,6 +153,11 @@ def check_labels(labels, num_classes, what="labels"):
         num_classes: int.
         what: What to call them in the message.
     """
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The {what} must be numbers. Received: labels.dtype={labels.dtype}. "
+            "Number the classes from 0."
+        )
     soft = labels.ndim == 2 and labels.shape[1] == num_classes
     if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
         raise ValueError(

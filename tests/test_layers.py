@@ -108,6 +108,25 @@ def test_centroids_off_the_sphere_are_normalised_also_after_freezing(rng):
     np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
 
 
+def test_copy_of_given_centroids_needs_the_array(rng):
+    given = rng.standard_normal((3, 8))
+    model = model_of(PEDCCDense(3, centroids=given))
+    with pytest.raises(ValueError, match=r"cannot be made again from its config alone"):
+        keras.models.clone_model(model)
+    json = keras.models.model_from_json(model.to_json())
+    json.set_weights(model.get_weights())
+    x = rng.standard_normal((2, 4))
+    np.testing.assert_array_equal(
+        json.predict(x, verbose=0)["logits"], model.predict(x, verbose=0)["logits"]
+    )
+
+
+def test_whole_numbers_are_features_too():
+    logits = PEDCCDense(3, return_features=False)(np.ones((2, 8), "int32"))
+    expected = PEDCCDense(3, return_features=False)(np.ones((2, 8), "float32"))
+    np.testing.assert_array_equal(numpy_of(logits), numpy_of(expected))
+
+
 def test_given_centroids_are_used_and_saved_as_the_weight(rng, tmp_path):
     given = rng.standard_normal((3, 8))
     model = model_of(PEDCCDense(3, centroids=given))

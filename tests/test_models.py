@@ -142,6 +142,18 @@ def test_model_refuses_other_outputs_and_arguments():
         PEDCCModel(inputs, keras.layers.Dense(3)(inputs))
     with pytest.raises(ValueError, match="`loss_weights` has no use"):
         make_model(loss_weights=[1.0])
+    with pytest.raises(ValueError, match="must be one loss over the whole dict"):
+        make_model({"logits": PEDCCLoss()})
+
+
+def test_model_refuses_missing_and_odd_labels(data):
+    model = make_model()
+    with pytest.raises(ValueError, match=r"one array of labels.* y=None"):
+        model.fit(data[0], verbose=0)
+    with pytest.raises(ValueError, match=r"one array of labels.* y=\['logits'\]"):
+        model.fit(data[0], {"logits": data[1]}, verbose=0)
+    with pytest.raises(ValueError, match=r"must be numbers.*dtype=<U1"):
+        model.fit(data[0], data[1].astype(str).astype("<U1"), verbose=0)
 
 
 def test_nan_features_stop_training(data):
