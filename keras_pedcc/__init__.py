@@ -1,6 +1,7 @@
 """Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
 
-from keras_pedcc.callbacks import AtomicBackup, FinetuneCallback
+from keras_pedcc.backup import AtomicBackup
+from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import centroid_report, generate_pedcc
 from keras_pedcc.layers import CosineDense, PEDCCDense
 from keras_pedcc.losses import PEDCCLoss, pedcc_loss

@@ -109,7 +109,7 @@ class CosineDense(keras.layers.Layer):
 
     def call(self, inputs):
         features = unit_vectors(ops.cast(inputs, self.compute_dtype))
-        logits = _cosines(features, self._unit_centroids())
+        logits = _cosines(features, ops.convert_to_tensor(self.centroids))
         if self.return_features:
             return {"features": features, "logits": logits}
         return logits
@@ -122,10 +122,6 @@ class CosineDense(keras.layers.Layer):
             self.kernel_initializer
         )
         return config
-
-    def _unit_centroids(self):
-        # Reshaped to itself: a gradient of our own takes a tensor, not a variable.
-        return unit_vectors(ops.reshape(self.centroids, self.centroids.shape))
 
     def _add_centroids(self, dim, initializer):
         self.centroids = self.add_weight(
@@ -147,8 +143,8 @@ class PEDCCDense(CosineDense):
     `keras_pedcc.FinetuneCallback` sets late in training (`FinetuneCallback`
     also gives them their learning rate). Toggling `trainable` on a model around
     the layer can freeze unfrozen centroids for a while, but never unfreezes
-    frozen ones. Once they may have left the sphere, the forward pass divides
-    them by their length; the weight itself is not projected.
+    frozen ones. The forward pass divides them by their length, which fine-tuning
+    changes; the weight itself is not projected.
 
     Args:
         num_classes: int, at least 2.
@@ -209,7 +205,6 @@ class PEDCCDense(CosineDense):
         self.method = method
         self._source = _check_source(centroids, num_classes)
         self._unfrozen = bool(kwargs["trainable"])
-        self._on_sphere = True
         self._restoring = False
 
     @property
@@ -221,7 +216,6 @@ class PEDCCDense(CosineDense):
     def trainable(self, value):
         if not _set_by_parent():
             self._unfrozen = bool(value)
-            self._note_lengths()
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
@@ -239,10 +233,6 @@ class PEDCCDense(CosineDense):
         self._restoring = True
         super().build_from_config(config)
         self._restoring = False
-
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
-        self._note_lengths()
 
     def get_config(self):
         config = super().get_config()
@@ -276,17 +266,6 @@ class PEDCCDense(CosineDense):
             )
         return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
 
-    def _unit_centroids(self):
-        if self._unfrozen or not self._on_sphere:
-            return super()._unit_centroids()
-        return ops.convert_to_tensor(self.centroids)
-
-    def _note_lengths(self):
-        if self.built:
-            squared = ops.sum(ops.square(self.centroids), axis=1)
-            error = ops.convert_to_numpy(ops.abs(squared - 1))
-            self._on_sphere = bool(np.all(error < 1e-5))
-
 
 def _let_tapes_watch(variable):
     """Tells TensorFlow, too, that a variable is trained from now on.
@@ -301,10 +280,19 @@ def _let_tapes_watch(variable):
 
 
 def _cosines(features, centroids):
-    """`features @ centroids.T`, in the order that TensorFlow multiplies faster."""
+    """`features @ centroids.T / |centroids|`.
+
+    The lengths are taken at every call, also of frozen centroids: weights that were
+    fine-tuned elsewhere may be set at any time. A row shorter than 1e-6 is divided
+    by 1e-6.
+    """
+    squared = ops.sum(ops.square(centroids), axis=1)
+    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
+    # TensorFlow multiplies faster in one order or the other.
     if centroids.shape[0] <= centroids.shape[1]:
-        return ops.matmul(features, ops.transpose(centroids))
-    return ops.transpose(ops.matmul(centroids, ops.transpose(features)))
+        return ops.matmul(features, ops.transpose(centroids)) * inverse
+    scaled = ops.matmul(centroids, ops.transpose(features)) * inverse[:, None]
+    return ops.transpose(scaled)
 
 
 def _check_dim(input_shape):

@@ -238,6 +238,19 @@ def _check_range(name, value, low, high, open_below=False):
         )
 
 
+def narrow_labels(y_true):
+    """Brings NumPy integers into int32, what is out of range staying no class.
+
+    JAX would take the lower 32 bits of a longer integer.
+    """
+    if not isinstance(y_true, np.ndarray | list | tuple):
+        return y_true
+    labels = np.asarray(y_true)
+    if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
+        return np.clip(labels, -1, 2**31 - 1).astype("int32")
+    return labels
+
+
 def _logits_of(y_pred):
     if not isinstance(y_pred, dict):
         return y_pred
@@ -258,7 +271,7 @@ def _prepare(y_true, y_pred):
     logits = ops.convert_to_tensor(_logits_of(y_pred))
     if keras.backend.standardize_dtype(logits.dtype) != "float64":
         logits = ops.cast(logits, "float32")
-    labels = ops.convert_to_tensor(y_true)
+    labels = ops.convert_to_tensor(narrow_labels(y_true))
     _check_shapes(labels, logits)
     num_classes = logits.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:

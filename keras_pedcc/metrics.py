@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids import check_whole
+from keras_pedcc.losses import narrow_labels
 
 
 def intra_class_distance(features, labels):
@@ -74,7 +75,8 @@ class _ClassSums(keras.metrics.Metric):
         weight = ops.ones_like(features[:, 0])
         if sample_weight is not None:
             weight = weight * ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
-        counts, sums = self._per_class(ops.convert_to_tensor(y_true), features, weight)
+        labels = ops.convert_to_tensor(narrow_labels(y_true))
+        counts, sums = self._per_class(labels, features, weight)
         squares = ops.sum(ops.square(features), axis=1)
         self.counts.assign_add(counts)
         self.sums.assign_add(sums)

@@ -112,7 +112,8 @@ class PEDCCModel(keras.Model):
                 f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
             )
         loss = self._loss_of_outputs(y, y_pred, sample_weight)
-        return sum((ops.sum(extra) for extra in self.losses), start=loss)
+        extra = sum(ops.sum(each) for each in self.losses)
+        return loss + extra / _number_of_replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         labels = {"features": y, "logits": y}
@@ -193,8 +194,17 @@ def _check_outputs(outputs):
     return outputs["logits"].shape[-1]
 
 
+def _number_of_replicas():
+    """Replicas whose losses Keras adds up: each has the whole of `model.losses`."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def _for_logits(metrics):
-    if not metrics or isinstance(metrics, dict):
+    if not metrics or not isinstance(metrics, list | tuple):
         return metrics
     return {"logits": list(metrics)}
 
@@ -213,7 +223,7 @@ def _resolve_loss(loss):
     if _takes_probabilities(function):
         raise ValueError(
             "The loss must take scores, because the logits are cosines and not "
-            f"probabilities. Received: loss={loss!r}, with from_logits=False. Pass "
+            f"probabilities. Received: loss={loss!r}, which takes probabilities. Pass "
             "loss=keras_pedcc.PEDCCLoss(), or a loss with from_logits=True."
         )
     return lambda y, outputs, weight: resolved(y, outputs["logits"], weight)
@@ -228,11 +238,15 @@ def _as_loss(function):
 
 
 def _is_from_keras(loss):
+    loss = getattr(loss, "func", loss)  # of a functools.partial
     kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss
     return getattr(kind, "__module__", "").split(".")[0] == "keras"
 
 
 def _takes_probabilities(loss):
+    name = getattr(loss, "name", getattr(loss, "__name__", ""))
+    if name in ("kl_divergence", "poisson", "dice", "tversky"):
+        return True
     if isinstance(loss, keras.losses.Loss):
         return loss.get_config().get("from_logits") is False
     parameter = inspect.signature(loss).parameters.get("from_logits")

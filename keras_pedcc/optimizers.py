@@ -1,5 +1,7 @@
 """The optimizer that gives the centroids a learning rate of their own."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -105,23 +107,24 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
             self.centroid_optimizer: optimizer_variables[middle:],
         }
         present = self._present()
-        values = dict(zip(map(id, present), trainable_variables, strict=True))
-        grads = dict(zip(map(id, present), grads, strict=True))
-        for optimizer, _ in self._shares(present):
+        values = list(trainable_variables)
+        for optimizer, places in self._shares(present):
+            # Zero stands in for what it was built with and is not to train here: a
+            # centroid that is frozen still, or one that is now the other's.
             built_with = optimizer._trainable_variables
-            # For a centroid that is still frozen beside one that is not.
             zeros = {id(v): ops.zeros(v.shape, v.dtype) for v in built_with}
+            mine = {id(present[i]): grads[i] for i in places}
+            before = {id(present[i]): values[i] for i in places}
             updated, state[optimizer] = optimizer.stateless_apply(
                 state[optimizer],
-                [(zeros | grads)[id(v)] for v in built_with],
-                [(zeros | values)[id(v)] for v in built_with],
+                [(zeros | mine)[id(v)] for v in built_with],
+                [(zeros | before)[id(v)] for v in built_with],
             )
-            values.update(zip(map(id, built_with), updated, strict=True))
+            after = dict(zip(map(id, built_with), updated, strict=True))
+            for i in places:
+                values[i] = after[id(present[i])]
         updated_state = [*state[self.optimizer], *state[self.centroid_optimizer]]
-        return (
-            [values[id(v)] for v in present],
-            [*optimizer_variables[:own], *updated_state],
-        )
+        return values, [*optimizer_variables[:own], *updated_state]
 
     def finalize_variable_values(self, var_list):
         for optimizer, places in self._shares(var_list):
@@ -182,3 +185,9 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
 def is_centroids(variable):
     """Whether a variable is the centroids of a `PEDCCDense`."""
     return getattr(variable, "is_centroids", False)
+
+
+def strategy_scope(model):
+    """The scope that a model was made in, in which its variables must be made."""
+    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow only
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()

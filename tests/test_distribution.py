@@ -21,14 +21,20 @@ def two_replicas():
     return strategy
 
 
-def trained(strategy, root, epoch, weights=None):
-    """Five SGD steps on batches of 16; history and all weights."""
+def trained(strategy, root, epoch, weights=None, first=None, penalty=0.0):
+    """Five SGD steps on batches of 16 in each epoch; history and all weights.
+
+    From epoch `first` (the last one, unless given) to `epoch`; the centroids are
+    unfrozen at epoch 1.
+    """
     rng = np.random.default_rng(0)
     images = rng.standard_normal((80, 4)).astype("float32")
     with strategy.scope():
         keras.utils.set_random_seed(0)
         inputs = keras.Input((4,))
-        model = PEDCCModel(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
+        regularizer = keras.regularizers.L2(penalty)
+        dense = keras.layers.Dense(8, kernel_regularizer=regularizer)
+        model = PEDCCModel(inputs, PEDCCDense(3)(dense(inputs)))
         model.compile(
             keras.optimizers.SGD(0.05), PEDCCLoss(mse_root=root), metrics=["accuracy"]
         )
@@ -37,7 +43,7 @@ def trained(strategy, root, epoch, weights=None):
         np.arange(80) % 3,
         batch_size=16,
         epochs=epoch + 1,
-        initial_epoch=epoch,
+        initial_epoch=epoch if first is None else first,
         shuffle=False,
         verbose=0,
         sample_weight=weights,
@@ -53,6 +59,15 @@ def test_two_replicas_are_one_device(two_replicas, root, epoch, weighted):
     weights = np.linspace(0.5, 2, 80).astype("float32") if weighted else None
     one, expected = trained(tf.distribute.get_strategy(), root, epoch, weights)
     found, ours = trained(two_replicas, root, epoch, weights)
+    np.testing.assert_allclose(found["loss"], one["loss"], rtol=1e-5)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("root", [1, 2])
+def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas, root):
+    one, expected = trained(tf.distribute.get_strategy(), root, 2, first=0, penalty=0.1)
+    found, ours = trained(two_replicas, root, 2, first=0, penalty=0.1)
     np.testing.assert_allclose(found["loss"], one["loss"], rtol=1e-5)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 
 import keras_pedcc
 
-MODULES = ["callbacks", "centroids", "layers", "losses", "metrics", "models"]
+MODULES = ["backup", "callbacks", "centroids", "layers", "losses", "metrics", "models"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -121,6 +121,30 @@ def test_copy_of_given_centroids_needs_the_array(rng):
     )
 
 
+@pytest.mark.parametrize("num_classes", [3, 8, 20])
+@pytest.mark.parametrize("head", [PEDCCDense, CosineDense])
+def test_logits_are_cosines(head, num_classes, rng):
+    layer = head(num_classes)
+    layer.build((None, 8))
+    centroids = rng.standard_normal((num_classes, 8))
+    layer.centroids.assign(centroids)
+    x = rng.standard_normal((5, 8))
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, centroids)]
+    found = numpy_of(layer(x.astype("float32"))["logits"])
+    np.testing.assert_allclose(found, unit[0] @ unit[1].T, atol=1e-6)
+
+
+def test_weights_set_after_tracing_count(rng):
+    tuned, fresh = (model_of(PEDCCDense(3)) for _ in range(2))
+    tuned.layers[-1].centroids.assign(3 * rng.standard_normal((3, 8)))
+    x = rng.standard_normal((5, 4))
+    fresh.predict(x, verbose=0)
+    fresh.set_weights(tuned.get_weights())
+    found = fresh.predict(x, verbose=0)["logits"]
+    np.testing.assert_allclose(found, tuned.predict(x, verbose=0)["logits"], atol=1e-6)
+    assert np.abs(found).max() <= 1 + 1e-6
+
+
 def test_whole_numbers_are_features_too():
     logits = PEDCCDense(3, return_features=False)(np.ones((2, 8), "int32"))
     expected = PEDCCDense(3, return_features=False)(np.ones((2, 8), "float32"))

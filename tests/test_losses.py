@@ -336,3 +336,10 @@ def test_loss_takes_numpy_constants():
 def test_loss_refuses_a_matrix_of_sample_weights():
     with pytest.raises(ValueError, match=r"`sample_weight` must have shape \(batch,\)"):
         pedcc_loss([0, 1], np.zeros((2, 3)), sample_weight=np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.array([2**32 + 1]), np.array([2**40], "uint64")])
+def test_numpy_labels_beyond_int32_are_no_class(bad):
+    logits = np.zeros((1, 3), "float32")
+    assert np.isnan(numpy_of(am_softmax_loss(bad, logits))).all()
+    assert np.isnan(numpy_of(centroid_distance(bad, logits))).all()

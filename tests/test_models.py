@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -89,6 +91,9 @@ def test_losses_of_keras_see_the_logits(data):
         "sparse_categorical_crossentropy",
         keras.losses.sparse_categorical_crossentropy,
         keras.losses.CategoricalCrossentropy(),
+        "kl_divergence",
+        keras.losses.poisson,
+        keras.losses.Dice(),
     ],
 )
 def test_losses_of_probabilities_are_refused(loss):
@@ -144,6 +149,40 @@ def test_model_refuses_other_outputs_and_arguments():
         make_model(loss_weights=[1.0])
     with pytest.raises(ValueError, match="must be one loss over the whole dict"):
         make_model({"logits": PEDCCLoss()})
+
+
+def test_extra_losses_are_added(data):
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(0.5))
+    model = PEDCCModel(inputs, PEDCCDense(3)(dense(inputs)))
+    model.compile("sgd", PEDCCLoss())
+    penalty = 0.5 * np.sum(keras.ops.convert_to_numpy(dense.kernel) ** 2)
+    expected = float(PEDCCLoss()(data[1], model.predict(data[0], verbose=0))) + penalty
+    assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_may_be_a_partial_function(data):
+    loss = functools.partial(
+        keras.losses.sparse_categorical_crossentropy, from_logits=True
+    )
+    model = make_model(loss)
+    expected = make_model(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    expected.set_weights(model.get_weights())
+    assert model.evaluate(*data, verbose=0) == pytest.approx(
+        expected.evaluate(*data, verbose=0), rel=1e-6
+    )
+
+
+def test_a_single_metric_is_left_to_keras():
+    with pytest.raises(ValueError, match="Expected `metrics` argument"):
+        make_model(metrics="accuracy").fit(np.ones((3, 4)), np.arange(3), verbose=0)
+
+
+def test_model_without_a_loss_says_so(data):
+    model = make_model()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match="No loss to compute"):
+        model.fit(*data, verbose=0)
 
 
 def test_model_refuses_missing_and_odd_labels(data):
