@@ -1,8 +1,9 @@
 """Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
 
+from keras_pedcc.assignment import assign_classes
 from keras_pedcc.backup import AtomicBackup
 from keras_pedcc.callbacks import FinetuneCallback
-from keras_pedcc.centroids import centroid_report, generate_pedcc
+from keras_pedcc.centroids import generate_pedcc
 from keras_pedcc.layers import CosineDense, PEDCCDense
 from keras_pedcc.losses import PEDCCLoss, pedcc_loss
 from keras_pedcc.metrics import (
@@ -13,6 +14,8 @@ from keras_pedcc.metrics import (
 )
 from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import FinetuneOptimizer
+from keras_pedcc.report import centroid_report
+from keras_pedcc.storage import load_centroids, save_centroids
 
 __version__ = "0.1.0"
 
@@ -26,9 +29,12 @@ __all__ = [
     "PEDCCDense",
     "PEDCCLoss",
     "PEDCCModel",
+    "assign_classes",
     "centroid_report",
     "generate_pedcc",
     "inter_class_distance",
     "intra_class_distance",
+    "load_centroids",
     "pedcc_loss",
+    "save_centroids",
 ]

@@ -6,7 +6,7 @@ import warnings
 import keras
 from keras import ops
 
-from keras_pedcc.centroids import check_whole
+from keras_pedcc.checks import check_whole
 from keras_pedcc.layers import PEDCCDense
 from keras_pedcc.optimizers import FinetuneOptimizer, strategy_scope
 

@@ -1,22 +1,52 @@
-"""Predefined evenly-distributed class centroids (PEDCC) and how good they are."""
+"""Predefined evenly-distributed class centroids (PEDCC)."""
 
-import functools
-import math
-import numbers
+import os
 
 import keras
 import numpy as np
 from keras import ops
 
-METHODS = ("auto", "simplex", "orthogonal_simplices", "polygon", "energy")
+from keras_pedcc import constructions
+from keras_pedcc.checks import check_positive, check_whole
+from keras_pedcc.relaxation import BLOCK_ELEMENTS, maximize_angle, relax_charges
+from keras_pedcc.report import largest_cosine_bound
+from keras_pedcc.storage import cached
+
+METHODS = (
+    "auto",
+    "simplex",
+    "orthogonal_simplices",
+    "polygon",
+    "kerdock",
+    "max_angle",
+    "energy",
+    "random",
+)
+DTYPES = ("float32", "bfloat16", "float16")
+# Up to these numbers of classes the default relaxes what has no structure.
+MAX_ANGLE_CLASSES, ENERGY_CLASSES = 2_000, 20_000
 
 
-def generate_pedcc(num_classes, dim, *, method="auto", seed=0, steps=1000, starts=None):
+def generate_pedcc(
+    num_classes,
+    dim,
+    *,
+    method="auto",
+    seed=0,
+    exponent=1.0,
+    steps=None,
+    starts=None,
+    seconds=None,
+    dtype="float32",
+    cache=True,
+    verbose=0,
+):
     """Spreads class centroids over the unit sphere, as far apart as possible.
 
-    The centroids are the rest positions of `num_classes` equal charges that
-    repel each other on the unit sphere of `dim` dimensions. Where the best
-    arrangement is known it is built directly:
+    The centroids are the rest positions of `num_classes` equal charges that repel
+    each other on the unit sphere of `dim` dimensions. Where the best arrangement
+    is known it is built directly, with mean zero and the smallest possible
+    largest cosine between two centroids:
 
     | `num_classes` | arrangement (`method`) | largest cosine |
     |---|---|---|
@@ -25,33 +55,56 @@ def generate_pedcc(num_classes, dim, *, method="auto", seed=0, steps=1000, start
       (`"orthogonal_simplices"`) | `0` |
     | any, `dim == 2` | regular polygon (`"polygon"`) | `cos(2 pi / num_classes)` |
 
-    All of these have mean zero and are optimal in the largest cosine. Beyond
-    them `method="energy"` lets the charges move: projected gradient descent with
-    Barzilai-Borwein steps on the Coulomb energy `sum_{i<j} 1 / |c_i - c_j|`,
-    inside one compiled function, from several random starts of which the one of
-    lowest energy is returned.
+    Beyond these:
+
+    - `"kerdock"`: orthonormal bases, with their negatives, in the largest power of
+      two `d = 2^m` of dimensions that `dim` holds. Largest cosine `1 / sqrt(d)` for
+      up to `d (d + 2)` classes if m is even, `sqrt(2 / d)` for up to `2 d (d + 1)` if
+      it is odd: at once, also for a million classes.
+    - `"max_angle"`: descent on a soft maximum of the cosines of rising sharpness.
+      The best of what is here for up to about `15 * dim` classes.
+    - `"energy"`: the charges move, by descent on the Riesz energy
+      `sum_{i<j} |c_i - c_j|^-s`, s = `exponent`; s = 1 is Coulomb's and the paper's.
+    - `"random"`: independent and uniform on the sphere.
+
+    Both descents take projected gradient steps of Barzilai and Borwein's length
+    inside compiled functions, on the GPU where there is one, and hold a few blocks
+    of the Gram matrix at a time. `"auto"` takes the closed form where it is optimal;
+    beyond, Kerdock's set where its cosine is within 0.04 of the lower bound, or where
+    there are more than 2,000 classes; else `"max_angle"` for up to 2,000 classes,
+    `"energy"` for up to 20,000, and `"random"`, where nothing better is affordable.
 
     Args:
         num_classes: int, at least 2. Number of centroids.
         dim: int, at least 2. Length of each centroid.
-        method: `"auto"` (a closed form wherever one is optimal, else the
-            energy), or one of the names above.
-        seed: int, at least 0. Draws the random rotation of a closed form, or
-            the starts of the descent. The same seed gives the same centroids in
-            every process on the same backend.
-        steps: int, at least 1. Most steps of the descent; it stops earlier once
-            no charge moves by more than 1e-7. Used by `"energy"` only.
-        starts: int, at least 1, or `None` for 8 up to 128 classes and 1 above.
-            Used by `"energy"` only.
+        method: One of the names above.
+        seed: int, at least 0. Draws the random rotation of a closed form, the
+            bases and signs of `"kerdock"`, or the starts of a descent. The same
+            seed gives the same centroids in every process on the same backend,
+            except where `seconds` ended a descent.
+        exponent: Positive float s of `"energy"`.
+        steps: int, at least 1, or `None` for as many as are usual for the size.
+            Most steps of a descent; `"energy"` stops earlier once no charge moves
+            by more than 1e-7.
+        starts: int, at least 1, or `None` for 8 where classes are few and 1
+            elsewhere. Descents from random starts, of which the best is kept.
+        seconds: Positive float or `None`. When a descent stops at the latest.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`.
+        cache: bool. Whether a descent that takes longer than a second is kept in
+            the user's cache folder (the environment variable `KERAS_PEDCC_CACHE`,
+            else `$XDG_CACHE_HOME/keras_pedcc`, else `~/.cache/keras_pedcc`), and
+            taken from there.
+        verbose: 0 or 1. Whether a descent shows a progress bar.
 
     Returns:
-        A float32 tensor of the backend, shape `(num_classes, dim)`, whose rows
-        are unit vectors.
+        A tensor of the backend, shape `(num_classes, dim)`, whose rows are unit
+        vectors.
 
     Raises:
         TypeError: A size, `seed`, `steps` or `starts` is not a whole number.
-        ValueError: A size is out of range, or `method` is unknown or does not
+        ValueError: An argument is out of range, or `method` is unknown or does not
             reach `num_classes` in `dim` dimensions.
+        MemoryError: The centroids and what their making needs do not fit.
 
     Example:
 
@@ -66,101 +119,42 @@ def generate_pedcc(num_classes, dim, *, method="auto", seed=0, steps=1000, start
     """
     check_whole(2, num_classes=num_classes, dim=dim)
     check_whole(0, seed=seed)
-    check_whole(1, steps=steps)
+    check_positive(exponent=exponent)
+    if seconds is not None:
+        check_positive(seconds=seconds)
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}.")
     method = _resolve_method(method, num_classes, dim)
+    starts = _default_starts(method, num_classes) if starts is None else starts
+    check_whole(1, starts=starts)
+    if steps is None:
+        steps = _default_steps(method, num_classes, dim, starts)
+    check_whole(1, steps=steps)
+    _check_memory(num_classes, dim, method, starts)
     rng = np.random.default_rng(seed)
-    if method == "energy":
-        starts = (8 if num_classes <= 128 else 1) if starts is None else starts
-        check_whole(1, starts=starts)
-        return _relax_charges(rng, num_classes, dim, steps, starts)
-    centroids = {
-        "simplex": _simplex,
-        "orthogonal_simplices": _orthogonal_simplices,
-        "polygon": _polygon,
-    }[method](num_classes, dim)
-    rotation = _random_rotation(rng, dim, centroids.shape[1])
-    return ops.convert_to_tensor((centroids @ rotation).astype("float32"))
+    if method not in ("energy", "max_angle"):
+        centroids = _construct(method, num_classes, dim, rng, dtype)
+        return ops.cast(ops.convert_to_tensor(centroids), dtype)
 
+    def descend():
+        points = _random_points(rng, (starts, num_classes, dim))
+        if method == "energy":
+            return relax_charges(points, exponent, steps, seconds, verbose)
+        return maximize_angle(points, steps, seconds, verbose)
 
-def centroid_report(centroids):
-    """Measures how evenly centroids are spread, and how far from possible that is.
-
-    Args:
-        centroids: Array or tensor, shape `(num_classes, dim)`, both at least 2.
-            Rows are normalised first; every number is computed in float64.
-
-    Returns:
-        A plain dict:
-
-        - `num_classes`, `dim`: the shape.
-        - `largest_cosine`: largest cosine between two centroids.
-        - `smallest_angle_degrees`: the same as an angle, in degrees.
-        - `cosine_spread`: largest minus smallest cosine; 0 when equidistant.
-        - `mean_norm`: Euclidean norm of the mean centroid; 0 when balanced.
-        - `coulomb_energy`: `sum_{i<j} 1 / |c_i - c_j|`.
-        - `largest_cosine_bound`: no arrangement has a smaller largest cosine:
-          `-1/(n-1)` for n <= d + 1 and 0 for n <= 2 d (Rankin 1955),
-          `cos(2 pi / n)` for d = 2, else the bound of Levenshtein of degree 3.
-
-    Raises:
-        ValueError: `centroids` is not a finite matrix of at least 2 x 2, or a
-            row is zero.
-
-    Example:
-
-    >>> report = centroid_report(generate_pedcc(10, 64))
-    >>> round(report["largest_cosine"], 4), round(report["largest_cosine_bound"], 4)
-    (-0.1111, -0.1111)
-    """
-    unit = check_centroids(ops.convert_to_numpy(centroids))
-    num_classes, dim = unit.shape
-    largest, smallest, energy = _pair_statistics(unit)
-    return {
-        "num_classes": num_classes,
-        "dim": dim,
-        "largest_cosine": largest,
-        "smallest_angle_degrees": math.degrees(math.acos(min(1.0, largest))),
-        "cosine_spread": largest - smallest,
-        "mean_norm": float(np.linalg.norm(unit.mean(axis=0))),
-        "coulomb_energy": energy,
-        "largest_cosine_bound": _largest_cosine_bound(num_classes, dim),
+    key = {
+        "num_classes": int(num_classes),
+        "dim": int(dim),
+        "method": method,
+        "seed": int(seed),
+        "exponent": float(exponent),
+        "steps": int(steps),
+        "starts": int(starts),
+        "backend": keras.backend.backend(),
     }
-
-
-def check_centroids(centroids):
-    """Returns `centroids` with unit rows in float64, or raises a `ValueError`."""
-    centroids = np.asarray(centroids)
-    if centroids.ndim != 2 or min(centroids.shape) < 2:
-        raise ValueError(
-            "`centroids` must have shape (num_classes, dim), both at least 2. "
-            f"Received: centroids.shape={centroids.shape}. Pass one row per class."
-        )
-    centroids = centroids.astype("float64")
-    largest = np.abs(centroids).max(axis=1, keepdims=True)
-    bad = ~np.isfinite(largest[:, 0]) | (largest[:, 0] == 0)
-    if bad.any():
-        raise ValueError(
-            "`centroids` must be finite, without a row of zeros. Received: "
-            f"centroids with {bad.sum()} such rows, the first at index "
-            f"{bad.argmax()}. Remove or replace these rows."
-        )
-    centroids /= largest
-    return centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
-
-
-def check_whole(minimum, **values):
-    """Raises unless each value is a whole number of at least `minimum`."""
-    for name, value in values.items():
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            raise TypeError(
-                f"`{name}` must be a whole number. Received: {name}={value!r} "
-                f"(type {type(value).__name__}). Pass an int."
-            )
-        if value < minimum:
-            raise ValueError(
-                f"`{name}` must be at least {minimum}. Received: {name}={value}. "
-                "Pass a larger number."
-            )
+    # What a clock has ended is not the same each time.
+    keep = cache and seconds is None
+    return ops.cast(cached(key, descend) if keep else descend(), dtype)
 
 
 def _resolve_method(method, num_classes, dim):
@@ -168,13 +162,17 @@ def _resolve_method(method, num_classes, dim):
         "simplex": num_classes <= dim + 1,
         "orthogonal_simplices": dim + 2 <= num_classes <= 2 * dim,
         "polygon": dim == 2,
+        "kerdock": num_classes <= constructions.kerdock_capacity(dim),
+        "max_angle": True,
         "energy": True,
+        "random": True,
     }
     if method == "auto":
-        return next(name for name, fits in reach.items() if fits)
+        return _best_method(reach, num_classes, dim)
     if method not in reach:
         raise ValueError(
-            f"`method` must be one of {METHODS}. Received: method={method!r}."
+            f"`method` must be one of {METHODS}. Received: method={method!r}. Leave it "
+            "out for the best that is affordable."
         )
     if not reach[method]:
         raise ValueError(
@@ -185,145 +183,73 @@ def _resolve_method(method, num_classes, dim):
     return method
 
 
-def _simplex(num_classes, dim):
-    """Rows: the corners of a regular simplex in `num_classes - 1` dimensions."""
-    k = np.arange(1, num_classes)
-    helmert = np.tri(num_classes - 1, num_classes)
-    helmert[k - 1, k] = -k
-    helmert *= np.sqrt(num_classes / (num_classes - 1) / (k * (k + 1)))[:, None]
-    return helmert.T
+def _best_method(reach, num_classes, dim):
+    for name in ("simplex", "orthogonal_simplices", "polygon"):
+        if reach[name]:
+            return name
+    # A descent ends 0.03 to 0.06 above the bound; see benchmarks/centroids.py.
+    within_reach = largest_cosine_bound(num_classes, dim) + 0.04
+    good = constructions.kerdock_cosine(dim) <= within_reach
+    if reach["kerdock"] and (good or num_classes > MAX_ANGLE_CLASSES):
+        return "kerdock"
+    if num_classes <= MAX_ANGLE_CLASSES:
+        return "max_angle"
+    return "energy" if num_classes <= ENERGY_CLASSES else "random"
 
 
-def _orthogonal_simplices(num_classes, dim):
-    """Rows: `num_classes - dim` simplices, each in dimensions of its own."""
-    centroids = np.zeros((num_classes, dim))
-    column = 0
-    for rows in np.array_split(np.arange(num_classes), num_classes - dim):
-        width = len(rows) - 1
-        centroids[rows, column : column + width] = _simplex(len(rows), width)
-        column += width
-    return centroids
+def _construct(method, num_classes, dim, rng, dtype):
+    """A NumPy array; float16 holds what a shorter dtype will be made of."""
+    short = "float32" if dtype == "float32" else "float16"
+    if method == "kerdock":
+        return constructions.kerdock(num_classes, dim, rng, short)
+    if method == "random":
+        return _random_points(rng, (num_classes, dim)).astype(short)
+    centroids = {
+        "simplex": lambda: constructions.simplex(num_classes),
+        "polygon": lambda: constructions.polygon(num_classes),
+        "orthogonal_simplices": lambda: constructions.orthogonal_simplices(
+            num_classes, dim
+        ),
+    }[method]()
+    rotation = constructions.random_rotation(rng, dim, centroids.shape[1])
+    return (centroids @ rotation).astype("float32")
 
 
-def _polygon(num_classes, dim):
-    angle = 2 * np.pi * np.arange(num_classes) / num_classes
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-
-
-def _random_rotation(rng, dim, rows):
-    """`rows` orthonormal vectors of length `dim`, uniform over all such sets."""
-    q, r = np.linalg.qr(rng.standard_normal((dim, rows)))
-    return (q * np.sign(np.diag(r))).T
-
-
-def _relax_charges(rng, num_classes, dim, steps, starts):
-    points = rng.standard_normal((starts, num_classes, dim))
+def _random_points(rng, shape):
+    points = rng.standard_normal(shape, dtype="float32")
     points /= np.linalg.norm(points, axis=-1, keepdims=True)
-    descend = _compiled_descent(keras.backend.backend(), points.shape)
-    points = ops.convert_to_tensor(points.astype("float32"))
-    return descend(points, ops.convert_to_tensor(steps, dtype="int32"))
+    return points
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled_descent(backend, shape):
-    """One compiled function for each shape: each would be traced anew anyway."""
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(_descend, autograph=False)
-    if backend == "jax":
-        import jax
-
-        return jax.jit(_descend)
-    return _descend
+def _default_starts(method, num_classes):
+    few = {"energy": 128, "max_angle": 32}.get(method, 0)
+    return 8 if num_classes <= few else 1
 
 
-def _descend(points, steps):
-    """Lowers the Coulomb energy of every start and returns the lowest of them."""
-    energy, gradient, room = _coulomb(points)
-    state = (
-        ops.zeros((), "int32"),
-        points,
-        gradient,
-        room / ops.maximum(_largest_row(gradient), 1e-30),
-        points,
-        energy,
-        ops.max(room),
-    )
-
-    def moving(step, points, gradient, rate, best, best_energy, moved):
-        return ops.logical_and(step < steps, moved > 1e-7)
-
-    def move(step, points, gradient, rate, best, best_energy, moved):
-        reached = _normalized(points - rate * gradient)
-        energy, slope, room = _coulomb(reached)
-        rate = _barzilai_borwein(reached - points, slope - gradient, rate)
-        rate = ops.minimum(rate, room / ops.maximum(_largest_row(slope), 1e-30))
-        better = energy < best_energy
-        best = ops.where(better[:, None, None], reached, best)
-        best_energy = ops.minimum(energy, best_energy)
-        moved = ops.max(ops.abs(reached - points))
-        return step + 1, reached, slope, rate, best, best_energy, moved
-
-    best, best_energy = ops.while_loop(moving, move, state)[4:6]
-    return ops.take(best, ops.argmin(best_energy), axis=0)
+def _default_steps(method, num_classes, dim, starts):
+    """Enough to converge where that takes seconds; some minutes' worth elsewhere."""
+    usual = {"energy": 1_000, "max_angle": 12_000 if num_classes <= 256 else 4_800}
+    affordable = int(4e12 / (4 * starts * num_classes**2 * dim))
+    return max(24, min(usual.get(method, 1), affordable))
 
 
-def _coulomb(points):
-    """Energy, its gradient on the sphere, and a fifth of the smallest distance."""
-    gram = ops.matmul(points, ops.transpose(points, (0, 2, 1)))
-    itself = ops.eye(points.shape[1], dtype="bool")
-    squared = ops.where(itself, np.inf, ops.maximum(2 - 2 * gram, 1e-12))
-    inverse = ops.rsqrt(squared)
-    push = ops.matmul(inverse**3, points)
-    gradient = push - ops.sum(push * points, axis=-1, keepdims=True) * points
-    room = 0.2 / ops.max(inverse, axis=(1, 2), keepdims=True)
-    return ops.sum(inverse, axis=(1, 2)) / 2, gradient, room
+def _check_memory(num_classes, dim, method, starts):
+    copies = {"energy": 12 * starts, "max_angle": 12 * starts}.get(method, 3)
+    blocks = 6 * BLOCK_ELEMENTS if method in ("energy", "max_angle") else 0
+    needed = 4 * (copies * num_classes * dim + blocks)
+    there = _physical_memory()
+    if there is not None and needed > there:
+        raise MemoryError(
+            "`num_classes` x `dim` centroids must fit in memory. Received: "
+            f"num_classes={num_classes}, dim={dim}, which need about "
+            f"{needed / 2**30:.1f} GiB with method={method!r}; this machine has "
+            f"{there / 2**30:.1f} GiB. Take fewer classes or dimensions."
+        )
 
 
-def _barzilai_borwein(step, change, rate):
-    """The step length `<s, s> / <s, y>`, or twice the last where it has no sense."""
-    curvature = ops.sum(step * change, axis=(1, 2), keepdims=True)
-    length = ops.sum(ops.square(step), axis=(1, 2), keepdims=True)
-    safe = ops.where(curvature > 0, curvature, 1.0)
-    return ops.where(curvature > 0, length / safe, 2 * rate)
-
-
-def _largest_row(vectors):
-    norms = ops.sqrt(ops.sum(ops.square(vectors), axis=-1, keepdims=True))
-    return ops.max(norms, axis=1, keepdims=True)
-
-
-def _normalized(points):
-    return points * ops.rsqrt(ops.sum(ops.square(points), axis=-1, keepdims=True))
-
-
-def _pair_statistics(unit, block=1024):
-    """Largest and smallest cosine, and Coulomb energy, by blocks of rows."""
-    largest, smallest, energy = -1.0, 1.0, 0.0
-    for start in range(0, len(unit), block):
-        rows = unit[start : start + block]
-        cosines = rows @ unit.T
-        later = np.arange(len(unit)) > np.arange(start, start + len(rows))[:, None]
-        cosines = cosines[later]
-        if cosines.size:
-            largest = max(largest, float(cosines.max()))
-            smallest = min(smallest, float(cosines.min()))
-            with np.errstate(divide="ignore"):
-                energy += float(np.sum(np.maximum(2 - 2 * cosines, 0) ** -0.5))
-    return largest, smallest, energy
-
-
-def _largest_cosine_bound(num_classes, dim):
-    if num_classes <= dim + 1:
-        return -1 / (num_classes - 1)
-    if num_classes <= 2 * dim:
-        return 0.0
-    if dim == 2:
-        return math.cos(2 * math.pi / num_classes)
-    # Levenshtein: n <= d (1 - s) (2 + (d + 1) s) / (1 - d s^2) for s up to the
-    # end of its range; solved for s, it is a quadratic equation.
-    d, n = dim, num_classes
-    a, b, c = d * (n - d - 1), d * (d - 1), 2 * d - n
-    root = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
-    return min(root, (math.sqrt(d + 3) - 1) / (d + 2))
+def _physical_memory():
+    """Bytes of this machine's memory, or `None` where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -6,12 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import (
-    METHODS,
-    check_centroids,
-    check_whole,
-    generate_pedcc,
-)
+from keras_pedcc.centroids import METHODS, generate_pedcc
+from keras_pedcc.checks import check_centroids, check_whole
 
 
 def unit_vectors(vectors):
@@ -199,7 +195,8 @@ class PEDCCDense(CosineDense):
         check_whole(0, seed=seed)
         if method not in METHODS:
             raise ValueError(
-                f"`method` must be one of {METHODS}. Received: method={method!r}."
+                f"`method` must be one of {METHODS}. Received: method={method!r}. "
+                "Leave it out for the best that is affordable."
             )
         self.seed = seed
         self.method = method

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import check_whole
+from keras_pedcc.checks import check_whole
 from keras_pedcc.losses import narrow_labels
 
 

@@ -17,9 +17,10 @@ if keras.backend.backend() == "tensorflow":
 
 
 @pytest.fixture(autouse=True)
-def _fresh():
-    """The same seeds and float32 for every test."""
+def _fresh(tmp_path_factory, monkeypatch):
+    """The same seeds, float32 and an empty cache for every test."""
     keras.utils.set_random_seed(0)
+    monkeypatch.setenv("KERAS_PEDCC_CACHE", str(tmp_path_factory.getbasetemp() / "c"))
     yield
     keras.mixed_precision.set_global_policy("float32")
 

@@ -1,5 +1,6 @@
 """Slow float64 NumPy twins of the equations, written from the paper."""
 
+import keras
 import numpy as np
 
 
@@ -37,6 +38,11 @@ def pedcc(labels, cosines, scale, margin, mse_weight, mse_root, sample_weight=No
     am = np.mean(weight * am_softmax(labels, cosines, scale, margin))
     d = np.mean(weight * distance(labels, cosines))
     return am + mse_weight * max(d, 0.0) ** (1 / mse_root)
+
+
+def cosines_of_pairs(points):
+    points = np.asarray(keras.ops.convert_to_numpy(points), "float64")
+    return (points @ points.T)[np.triu_indices(len(points), 1)]
 
 
 def coulomb_energy(points):

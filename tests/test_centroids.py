@@ -1,14 +1,17 @@
 import os
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
 import pytest
-from reference import coulomb_energy
+from hypothesis import given, settings, strategies
+from reference import cosines_of_pairs, coulomb_energy
 
 import keras_pedcc
-from keras_pedcc import centroid_report, generate_pedcc
+from keras_pedcc import centroid_report, constructions, generate_pedcc, relaxation
+from keras_pedcc import centroids as centroids_module
 
 # Least known Coulomb energies of n points on the sphere (Thomson problem).
 THOMSON = {5: 6.474691495, 12: 49.165253058, 32: 412.261274651, 50: 1055.182314726}
@@ -18,9 +21,8 @@ def numpy_of(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-def cosines_of_pairs(centroids):
-    centroids = numpy_of(centroids).astype("float64")
-    return (centroids @ centroids.T)[np.triu_indices(len(centroids), 1)]
+def make(*args, **kwargs):
+    return numpy_of(generate_pedcc(*args, **kwargs)).astype("float64")
 
 
 @pytest.mark.parametrize(
@@ -65,20 +67,147 @@ def test_energy_beyond_twice_the_dimension_beats_random_by_far():
     assert found < 0.6 * cosines_of_pairs(random).max()
 
 
-@pytest.mark.parametrize("method", ["simplex", "orthogonal_simplices", "energy"])
+@pytest.mark.parametrize("method", centroids_module.METHODS[1:])
 def test_rows_are_unit_float32(method):
-    num_classes = {"simplex": 9, "orthogonal_simplices": 12, "energy": 40}[method]
-    centroids = numpy_of(generate_pedcc(num_classes, 8, method=method))
+    num_classes = {"simplex": 9, "orthogonal_simplices": 12}.get(method, 40)
+    dim = 2 if method == "polygon" else 8
+    centroids = numpy_of(generate_pedcc(num_classes, dim, method=method, steps=200))
     assert centroids.dtype == "float32"
-    assert centroids.shape == (num_classes, 8)
+    assert centroids.shape == (num_classes, dim)
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [3, 8, 11, 16])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 4.0])
+def test_energy_gradient_is_zero_at_rest(num_classes, exponent):
+    points = make(num_classes, 3, method="energy", exponent=exponent)
+    apart = points[:, None] - points
+    squared = np.sum(apart**2, axis=2) + 1e30 * np.eye(num_classes)
+    force = np.sum(apart * squared[..., None] ** (-exponent / 2 - 1), axis=1)
+    along = force - np.sum(force * points, axis=1)[:, None] * points
+    assert np.abs(along).max() < 1e-3 * np.abs(force).max()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "cosine"),
+    # Tammes problem: icosahedron, square antiprism, snub cube; 5-cell compound bound.
+    [(12, 3, 5**-0.5), (8, 3, 0.2612038749637414), (24, 3, 0.7232), (8, 4, 0.0)],
+)
+def test_max_angle_finds_the_best_known(num_classes, dim, cosine):
+    found = cosines_of_pairs(make(num_classes, dim, method="max_angle")).max()
+    assert found == pytest.approx(cosine, abs=1e-3)
+
+
+def test_max_angle_beats_energy_where_no_form_is_known():
+    ours = cosines_of_pairs(make(100, 32)).max()
+    charges = cosines_of_pairs(make(100, 32, method="energy")).max()
+    assert ours < 0.078
+    assert charges > ours + 0.02
+
+
+@pytest.mark.parametrize("method", ["max_angle", "energy"])
+def test_blocks_of_rows_change_nothing(method, monkeypatch):
+    whole = make(50, 6, method=method, steps=4)
+    monkeypatch.setattr(relaxation, "BLOCK_ELEMENTS", 50 * 7)
+    relaxation._compiled.cache_clear()
+    blocks = make(50, 6, method=method, steps=4)
+    relaxation._compiled.cache_clear()
+    np.testing.assert_allclose(blocks, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [4, 5, 8, 16, 20, 32])
+def test_full_kerdock_set_has_its_cosine_and_mean_zero(dim):
+    capacity = constructions.kerdock_capacity(dim)
+    assert capacity == {4: 24, 5: 24, 8: 144, 16: 288, 20: 288, 32: 2112}[dim]
+    centroids = make(capacity, dim, method="kerdock")
+    cosine = {4: 0.5, 5: 0.5, 8: 0.5, 16: 0.25, 20: 0.25, 32: 0.25}[dim]
+    assert constructions.kerdock_cosine(dim) == pytest.approx(cosine)
+    cosines = cosines_of_pairs(centroids)
+    assert cosines.max() == pytest.approx(cosine, abs=1e-6)
+    assert np.linalg.norm(centroids.mean(axis=0)) < 1e-6
+    levels = np.unique(np.round(np.abs(cosines), 6))
+    allowed = {0.0, 1.0, np.round(cosine, 6), np.round(cosine / 2**0.5, 6)}
+    assert set(levels) <= allowed
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(66_048, 256), (9_001, 512)])
+def test_kerdock_for_very_many_classes(num_classes, dim):
+    centroids = numpy_of(generate_pedcc(num_classes, dim))
+    assert centroids.shape == (num_classes, dim)
+    rows = np.random.default_rng(0).choice(num_classes, 300, replace=False)
+    cosines = centroids[rows] @ centroids.T
+    cosines[np.arange(300), rows] = -1
+    assert cosines.max() <= 1 / 16 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "method"),
+    [
+        (9, 8, "simplex"),
+        (16, 8, "orthogonal_simplices"),
+        (17, 2, "polygon"),
+        (100, 32, "max_angle"),
+        (1_000, 64, "kerdock"),
+        (1_000, 128, "max_angle"),
+        (10_000, 512, "kerdock"),
+        (5_000, 40, "energy"),
+        (50_000, 40, "random"),
+    ],
+)
+def test_auto_takes_the_best_that_is_affordable(num_classes, dim, method):
+    assert centroids_module._resolve_method("auto", num_classes, dim) == method
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_short_dtypes_hold_kerdock_sets_exactly(dtype):
+    short = generate_pedcc(288, 16, method="kerdock", dtype=dtype)
+    assert keras.backend.standardize_dtype(short.dtype) == dtype
+    whole = make(288, 16, method="kerdock")
+    np.testing.assert_array_equal(numpy_of(keras.ops.cast(short, "float32")), whole)
+
+
+def test_seconds_end_a_descent():
+    begun = time.monotonic()
+    generate_pedcc(600, 100, method="energy", steps=10**6, seconds=1.0)
+    assert time.monotonic() - begun < 20
+
+
+def test_progress_is_shown(capsys):
+    generate_pedcc(30, 8, method="max_angle", steps=100, verbose=1)
+    assert "largest_cosine" in capsys.readouterr().out
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    num_classes=strategies.integers(2, 40),
+    dim=strategies.integers(2, 12),
+    seed=strategies.integers(0, 2**31),
+    method=strategies.sampled_from(["auto", "energy", "max_angle", "random"]),
+)
+def test_any_size_gives_unit_rows_that_are_never_worse_than_random(
+    num_classes, dim, seed, method
+):
+    options = {"method": method, "seed": seed, "steps": 100, "starts": 1}
+    centroids = make(num_classes, dim, **options)
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(centroids, make(num_classes, dim, **options))
+    cosines = cosines_of_pairs(centroids)
+    report = centroid_report(centroids)
+    assert report["largest_cosine"] == pytest.approx(cosines.max(), abs=1e-6)
+    assert report["largest_cosine"] >= report["largest_cosine_bound"] - 1e-6
+    random = make(num_classes, dim, **options | {"method": "random"})
+    assert coulomb_energy(centroids) <= coulomb_energy(random) * (1 + 1e-6) or (
+        cosines.max() <= cosines_of_pairs(random).max()
+    )
 
 
 @pytest.mark.parametrize("num_classes", [5, 14, 30])
 def test_seed_decides_the_centroids(num_classes):
-    first = numpy_of(generate_pedcc(num_classes, 8, seed=3))
-    np.testing.assert_array_equal(first, generate_pedcc(num_classes, 8, seed=3))
-    assert np.abs(first - numpy_of(generate_pedcc(num_classes, 8, seed=4))).max() > 0.1
+    first, again, other = (
+        make(num_classes, 8, seed=seed, steps=99) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
 
 
 @pytest.mark.slow
@@ -86,7 +215,7 @@ def test_same_seed_gives_the_same_centroids_in_another_process():
     code = (
         "import sys, keras, keras_pedcc\n"
         "for n in (5, 14, 30):\n"
-        "    c = keras_pedcc.generate_pedcc(n, 8, seed=3)\n"
+        "    c = keras_pedcc.generate_pedcc(n, 8, seed=3, steps=99)\n"
         "    sys.stdout.write(keras.ops.convert_to_numpy(c).tobytes().hex() + ' ')\n"
     )
     run = subprocess.run(
@@ -96,7 +225,10 @@ def test_same_seed_gives_the_same_centroids_in_another_process():
         check=True,
         env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},
     )
-    here = [numpy_of(generate_pedcc(n, 8, seed=3)).tobytes().hex() for n in (5, 14, 30)]
+    here = [
+        numpy_of(generate_pedcc(n, 8, seed=3, steps=99)).tobytes().hex()
+        for n in (5, 14, 30)
+    ]
     assert run.stdout.split() == here
 
 
@@ -104,57 +236,6 @@ def test_rotation_is_uniform_over_the_sphere():
     first = np.stack([numpy_of(generate_pedcc(2, 3, seed=s))[0] for s in range(400)])
     assert np.linalg.norm(first.mean(axis=0)) < 0.15
     np.testing.assert_allclose(np.cov(first.T), np.eye(3) / 3, atol=0.08)
-
-
-def test_report_agrees_with_brute_force(rng):
-    points = rng.standard_normal((30, 5))
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    report = centroid_report(3 * points)
-    cosines = cosines_of_pairs(points)
-    assert report["num_classes"] == 30
-    assert report["dim"] == 5
-    assert report["largest_cosine"] == pytest.approx(cosines.max())
-    assert report["cosine_spread"] == pytest.approx(np.ptp(cosines))
-    angle = np.degrees(np.arccos(cosines.max()))
-    assert report["smallest_angle_degrees"] == pytest.approx(angle)
-    assert report["mean_norm"] == pytest.approx(np.linalg.norm(points.mean(axis=0)))
-    assert report["coulomb_energy"] == pytest.approx(coulomb_energy(points))
-
-
-def test_report_works_by_blocks(rng):
-    points = rng.standard_normal((2100, 4))
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    report = centroid_report(points)
-    assert report["largest_cosine"] == pytest.approx(cosines_of_pairs(points).max())
-    assert report["coulomb_energy"] == pytest.approx(coulomb_energy(points))
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "dim", "bound"),
-    [
-        (4, 3, -1 / 3),
-        (6, 3, 0),
-        (8, 2, np.cos(np.pi / 4)),
-        # Linear-programming bounds that others computed numerically.
-        (47, 20, 0.018),
-        (100, 32, 0.034),
-        (200, 64, 0.017),
-        (1000, 64, 0.092),
-        (4000, 128, 0.072),
-    ],
-)
-def test_report_bound(num_classes, dim, bound):
-    points = np.random.default_rng(0).standard_normal((num_classes, dim))
-    report = centroid_report(points)
-    assert report["largest_cosine_bound"] == pytest.approx(bound, abs=6e-4)
-
-
-@pytest.mark.parametrize(("num_classes", "dim"), [(12, 3), (24, 4), (240, 8)])
-def test_bound_is_not_above_the_best_known_arrangements(num_classes, dim):
-    # Icosahedron 1/sqrt(5); 24-cell and E8 roots 1/2, which meet the bound.
-    best = {3: 5**-0.5, 4: 0.5, 8: 0.5}[dim]
-    points = np.random.default_rng(0).standard_normal((num_classes, dim))
-    assert centroid_report(points)["largest_cosine_bound"] <= best + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -168,6 +249,15 @@ def test_bound_is_not_above_the_best_known_arrangements(num_classes, dim):
         ({"seed": -1}, ValueError, "`seed` must be at least 0"),
         ({"steps": 0}, ValueError, "`steps` must be at least 1"),
         ({"method": "energy", "starts": 0}, ValueError, "`starts` must be at least"),
+        ({"exponent": 0}, ValueError, "`exponent` must be a positive number"),
+        ({"seconds": -1}, ValueError, "`seconds` must be a positive number"),
+        ({"dtype": "int8"}, ValueError, "`dtype` must be one of"),
+        ({"num_classes": 10**9, "dim": 10**5}, MemoryError, "need about .* GiB"),
+        (
+            {"num_classes": 25, "dim": 5, "method": "kerdock"},
+            ValueError,
+            "`method` must reach",
+        ),
         ({"method": "best"}, ValueError, "`method` must be one of .* method='best'"),
         ({"method": "simplex", "num_classes": 10}, ValueError, "`method` must reach"),
     ],
@@ -175,20 +265,6 @@ def test_bound_is_not_above_the_best_known_arrangements(num_classes, dim):
 def test_generator_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         generate_pedcc(**{"num_classes": 5, "dim": 8} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("centroids", "message"),
-    [
-        (np.ones(4), r"must have shape \(num_classes, dim\)"),
-        (np.ones((1, 4)), r"must have shape \(num_classes, dim\)"),
-        (np.array([[1.0, 0.0], [np.nan, 1.0]]), "must be finite.* index 1"),
-        (np.array([[0.0, 0.0], [0.0, 1.0]]), "must be finite.* index 0"),
-    ],
-)
-def test_report_refuses(centroids, message):
-    with pytest.raises(ValueError, match=message):
-        centroid_report(centroids)
 
 
 def test_every_public_name_is_exported_and_documented():

@@ -7,7 +7,18 @@ import pytest
 
 import keras_pedcc
 
-MODULES = ["backup", "callbacks", "centroids", "layers", "losses", "metrics", "models"]
+MODULES = [
+    "assignment",
+    "backup",
+    "callbacks",
+    "centroids",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "report",
+    "storage",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,0 +1,51 @@
+"""What is checked of sizes and of centroids, wherever they come in."""
+
+import numbers
+
+import numpy as np
+
+
+def check_centroids(centroids):
+    """Returns `centroids` with unit rows in float64, or raises a `ValueError`."""
+    centroids = np.asarray(centroids)
+    if centroids.ndim != 2 or min(centroids.shape) < 2:
+        raise ValueError(
+            "`centroids` must have shape (num_classes, dim), both at least 2. "
+            f"Received: centroids.shape={centroids.shape}. Pass one row per class."
+        )
+    centroids = centroids.astype("float64")
+    largest = np.abs(centroids).max(axis=1, keepdims=True)
+    bad = ~np.isfinite(largest[:, 0]) | (largest[:, 0] == 0)
+    if bad.any():
+        raise ValueError(
+            "`centroids` must be finite, without a row of zeros. Received: "
+            f"centroids with {bad.sum()} such rows, the first at index "
+            f"{bad.argmax()}. Remove or replace these rows."
+        )
+    centroids /= largest
+    return centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+
+
+def check_whole(minimum, **values):
+    """Raises unless each value is a whole number of at least `minimum`."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise TypeError(
+                f"`{name}` must be a whole number. Received: {name}={value!r} "
+                f"(type {type(value).__name__}). Pass an int."
+            )
+        if value < minimum:
+            raise ValueError(
+                f"`{name}` must be at least {minimum}. Received: {name}={value}. "
+                "Pass a larger number."
+            )
+
+
+def check_positive(**values):
+    """Raises unless each value is a positive finite number."""
+    for name, value in values.items():
+        if not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+            raise ValueError(
+                f"`{name}` must be a positive number. Received: {name}={value!r}. "
+                "Pass a positive float."
+            )

@@ -1,0 +1,165 @@
+"""Arrangements of unit vectors that are known in closed form, in NumPy."""
+
+import itertools
+
+import numpy as np
+
+
+def simplex(num_classes):
+    """Corners of a regular simplex, shape `(num_classes, num_classes - 1)`."""
+    k = np.arange(1, num_classes)
+    helmert = np.tri(num_classes - 1, num_classes)
+    helmert[k - 1, k] = -k
+    helmert *= np.sqrt(num_classes / (num_classes - 1) / (k * (k + 1)))[:, None]
+    return helmert.T
+
+
+def orthogonal_simplices(num_classes, dim):
+    """`num_classes - dim` regular simplices, each in dimensions of its own.
+
+    Sizes as equal as possible; shape `(num_classes, dim)`.
+    """
+    centroids = np.zeros((num_classes, dim))
+    column = 0
+    for rows in np.array_split(np.arange(num_classes), num_classes - dim):
+        width = len(rows) - 1
+        centroids[rows, column : column + width] = simplex(len(rows))
+        column += width
+    return centroids
+
+
+def polygon(num_classes):
+    """Corners of a regular polygon, shape `(num_classes, 2)`."""
+    angle = 2 * np.pi * np.arange(num_classes) / num_classes
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def random_rotation(rng, dim, rows):
+    """`rows` orthonormal vectors of length `dim`, uniform over all such sets."""
+    q, r = np.linalg.qr(rng.standard_normal((dim, rows)))
+    return (q * np.sign(np.diag(r))).T
+
+
+def kerdock_dim(dim):
+    """The largest power of two up to `dim`: the dimensions that a set fills."""
+    return 1 << (dim.bit_length() - 1)
+
+
+def kerdock_capacity(dim):
+    """Number of vectors of a full set: `d (d + 2)`, or `2 d (d + 1)`, d = 2^m.
+
+    The first for even m (Kerdock), the second for odd m (Gold).
+    """
+    d = kerdock_dim(dim)
+    bases = d // 2 + 1 if d.bit_length() % 2 else d + 1
+    return 2 * d * bases
+
+
+def kerdock_cosine(dim):
+    """Largest cosine of a set of more than `2 d` vectors, d = 2^m.
+
+    `1 / sqrt(d)` for even m, `sqrt(2 / d)` for odd m.
+    """
+    d = kerdock_dim(dim)
+    return d**-0.5 if d.bit_length() % 2 else (2 / d) ** 0.5
+
+
+def kerdock(num_classes, dim, rng, dtype="float32"):
+    """A set of bases any two of which are as far apart as bases can be.
+
+    The standard basis, then bases `diag((-1)^Q_a) H / sqrt(d)`, with H the Hadamard
+    matrix of order `d = 2^m` and a quadratic form Q_a over GF(2) for each a of a
+    finite field; every vector is followed by its negative. For even m the forms are
+    those of Kerdock, `Q_a(x, x0) = sum_{1 <= i < m/2} Tr((a x)^(2^i + 1)) + x0 Tr(a x)`
+    over GF(2^(m-1)), whose differences have rank m. For odd m they are those of Gold,
+    `Q_a(x) = Tr(a x^3)` over GF(2^m), of rank m - 1.
+
+    Fewer vectors than a full set are whole bases, chosen by `rng`, of which the last
+    may be cut short. Coordinates are shuffled and their signs drawn by `rng`; beyond
+    `d` they are 0.
+    """
+    d = kerdock_dim(dim)
+    number = -(-num_classes // (2 * d))
+    signs = _form_signs(d, rng, number - 1)
+    hadamard = _hadamard(d)
+    columns = rng.permutation(dim)[:d]
+    flips = rng.choice([-1, 1], d).astype("int8")
+    centroids = np.zeros((num_classes, dim), dtype)
+    for index in range(number):
+        rows = slice(2 * d * index, min(2 * d * (index + 1), num_classes))
+        basis = np.eye(d, dtype="int8") if index == 0 else hadamard * signs[index - 1]
+        both = np.stack([basis, -basis], axis=1).reshape(-1, d) * flips
+        length = 1.0 if index == 0 else d**-0.5
+        part = np.zeros((rows.stop - rows.start, dim), "float32")
+        part[:, columns] = both[: len(part)] * np.float32(length)
+        centroids[rows] = part
+    return centroids
+
+
+def _hadamard(d):
+    """Sylvester's matrix: entry (i, j) is -1 to the number of common bits."""
+    matrix = np.ones((1, 1), "int8")
+    while len(matrix) < d:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def _form_signs(d, rng, number):
+    """`(-1)^Q_a` for `number` random a, shape `(number, d)`."""
+    m = d.bit_length() - 1
+    field = _Field(m - 1 if m % 2 == 0 else m)
+    chosen = rng.permutation(field.size)[:number]
+    x = np.arange(field.size)
+    if m % 2:
+        cubes = field.power(x, 3)
+        forms = [field.trace(field.times(a, cubes)) for a in chosen]
+    else:
+        forms = [_kerdock_form(field, field.times(a, x), m) for a in chosen]
+    bits = np.array(forms, "int8").reshape(number, d)
+    return 1 - 2 * bits
+
+
+def _kerdock_form(field, ax, m):
+    quadratic = np.zeros(field.size, "int64")
+    for i in range(1, m // 2):
+        quadratic ^= field.trace(field.power(ax, 2**i + 1))
+    return np.concatenate([quadratic, quadratic ^ field.trace(ax)])
+
+
+class _Field:
+    """The field of 2^k elements, as bit patterns, by a table of logarithms."""
+
+    def __init__(self, k):
+        self.size = 2**k
+        powers = next(p for p in map(self._powers, itertools.count(self.size)) if p)
+        self.exp = np.array(powers)
+        self.log = np.zeros(self.size, "int64")
+        self.log[self.exp] = np.arange(self.size - 1)
+        traces = np.arange(self.size)
+        conjugate = traces
+        for _ in range(k - 1):
+            conjugate = self.power(conjugate, 2)
+            traces = traces ^ conjugate
+        self._traces = traces
+
+    def _powers(self, polynomial):
+        """Powers of x modulo `polynomial`, or `None` if they are not all elements."""
+        powers, element = [], 1
+        for _ in range(self.size - 1):
+            powers.append(element)
+            element <<= 1
+            element ^= polynomial if element & self.size else 0
+        whole = element == 1 and len(set(powers)) == self.size - 1
+        return powers if whole else None
+
+    def times(self, a, b):
+        product = self.exp[(self.log[a] + self.log[b]) % (self.size - 1)]
+        return np.where((np.asarray(a) == 0) | (np.asarray(b) == 0), 0, product)
+
+    def power(self, a, exponent):
+        result = self.exp[self.log[a] * exponent % (self.size - 1)]
+        return np.where(np.asarray(a) == 0, 0, result)
+
+    def trace(self, a):
+        """Absolute trace, 0 or 1: the sum of the conjugates."""
+        return self._traces[a]

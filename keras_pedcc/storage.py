@@ -1,0 +1,181 @@
+"""Centroids on disk: files of the user's own, and a cache of what took long."""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+import time
+import warnings
+
+import numpy as np
+from keras import ops
+
+from keras_pedcc.checks import check_centroids
+
+# Of the cache: raised when the same arguments come to give other centroids.
+VERSION = 1
+WORTH_KEEPING = 1.0  # seconds
+
+
+def save_centroids(path, centroids):
+    """Writes centroids to a `.npy` or `.npz` file, by one rename.
+
+    The array is stored as it is, bfloat16 as float32, without pickle; `.npz` with a
+    SHA-256 of it, which `load_centroids` checks.
+
+    Args:
+        path: File name ending in `.npy` or `.npz`. Its folder must exist.
+        centroids: Array or tensor, shape `(num_classes, dim)`, finite, without a
+            row of zeros.
+
+    Raises:
+        ValueError: The name ends otherwise, or `centroids` are no centroids.
+
+    Example:
+
+    >>> keras_pedcc.save_centroids("c.npz", keras_pedcc.generate_pedcc(10, 64))
+    >>> keras_pedcc.load_centroids("c.npz").shape
+    (10, 64)
+    """
+    path = _checked_path(path)
+    array = ops.convert_to_numpy(centroids)
+    # `.npy` knows no bfloat16; float32 holds it exactly.
+    array = array.astype("float32") if array.dtype.kind == "V" else array
+    check_centroids(array)
+    if path.suffix == ".npy":
+        _write(path, lambda file: np.save(file, array, allow_pickle=False))
+    else:
+        digest = np.array(_digest(array))
+        _write(path, lambda file: np.savez(file, centroids=array, sha256=digest))
+
+
+def load_centroids(path):
+    """Reads centroids that `save_centroids` wrote, or any `.npy` of that shape.
+
+    Args:
+        path: File name ending in `.npy` or `.npz`.
+
+    Returns:
+        NumPy array, shape `(num_classes, dim)`, as it was saved; what
+        `PEDCCDense(centroids=...)` takes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, is damaged, or holds no centroids.
+    """
+    path = _checked_path(path)
+    try:
+        array, _ = _read(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever damaged bytes make NumPy raise
+        raise ValueError(
+            "`path` must be a file of `save_centroids`. Received: "
+            f"path={str(path)!r}, which cannot be read ({error}). Save it again."
+        ) from error
+    check_centroids(array)
+    return array
+
+
+def cached(key, make):
+    """Returns the centroids of `key` from the cache, or makes and keeps them.
+
+    A file appears by one rename: of several processes that start together each may
+    make the same centroids, and none reads half of them.
+
+    Args:
+        key: Dict of all that the centroids depend on, for JSON.
+        make: Function that makes them. What takes less than a second is not kept.
+    """
+    text = json.dumps({"version": VERSION} | key, sort_keys=True)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{key['num_classes']}x{key['dim']}-{name}.npz"
+    if path.exists():
+        found = _from_cache(path, text)
+        if found is not None:
+            return ops.convert_to_tensor(found)
+    begun = time.monotonic()
+    made = make()
+    array = ops.convert_to_numpy(made)
+    if time.monotonic() - begun > WORTH_KEEPING:
+        _to_cache(path, array, text)
+    return made
+
+
+def cache_folder():
+    """Where centroids that took long are kept."""
+    if folder := os.environ.get("KERAS_PEDCC_CACHE"):
+        return pathlib.Path(folder)
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(caches) / "keras_pedcc"
+
+
+def _read(path):
+    """The centroids in a file, and the key that a cache file has."""
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, None
+        array = loaded["centroids"]
+        if str(loaded["sha256"]) != _digest(array):
+            raise ValueError("its checksum does not match")
+        return array, str(loaded["key"]) if "key" in loaded else None
+
+
+def _from_cache(path, text):
+    try:
+        array, key = _read(path)
+        if key != text:
+            raise ValueError("it is of another version")
+        return array
+    except Exception as error:  # whatever damaged bytes make NumPy raise
+        warnings.warn(
+            f"The cached centroids in {path} are not used and made again ({error}).",
+            stacklevel=4,
+        )
+        return None
+
+
+def _to_cache(path, array, text):
+    digest, key = np.array(_digest(array)), np.array(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(
+            path,
+            lambda file: np.savez(file, centroids=array, sha256=digest, key=key),
+        )
+    except OSError as error:
+        warnings.warn(
+            f"The centroids are not kept in the cache ({error}). Set the environment "
+            "variable KERAS_PEDCC_CACHE to a folder that can be written, or pass "
+            "cache=False.",
+            stacklevel=4,
+        )
+
+
+def _write(path, save):
+    """Calls `save(file)`; the file appears under its name whole, or not at all."""
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            save(file)
+        os.replace(unfinished, path)
+    except BaseException:
+        pathlib.Path(unfinished).unlink(missing_ok=True)
+        raise
+
+
+def _checked_path(path):
+    path = pathlib.Path(path)
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"`path` must end in .npy or .npz. Received: path={str(path)!r}. Rename it."
+        )
+    return path
+
+
+def _digest(array):
+    array = np.ascontiguousarray(array)
+    head = f"{array.dtype} {array.shape} ".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from reference import cosines_of_pairs, coulomb_energy
+
+from keras_pedcc import centroid_report
+
+
+def test_report_agrees_with_brute_force(rng):
+    points = rng.standard_normal((30, 5))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    report = centroid_report(3 * points)
+    cosines = cosines_of_pairs(points)
+    assert report["num_classes"] == 30
+    assert report["dim"] == 5
+    assert report["largest_cosine"] == pytest.approx(cosines.max())
+    assert report["cosine_spread"] == pytest.approx(np.ptp(cosines))
+    angle = np.degrees(np.arccos(cosines.max()))
+    assert report["smallest_angle_degrees"] == pytest.approx(angle)
+    assert report["mean_norm"] == pytest.approx(np.linalg.norm(points.mean(axis=0)))
+    assert report["coulomb_energy"] == pytest.approx(coulomb_energy(points))
+
+
+def test_report_works_by_blocks(rng):
+    points = rng.standard_normal((2100, 4))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    report = centroid_report(points)
+    assert report["largest_cosine"] == pytest.approx(cosines_of_pairs(points).max())
+    assert report["coulomb_energy"] == pytest.approx(coulomb_energy(points))
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "bound"),
+    [
+        (4, 3, -1 / 3),
+        (6, 3, 0),
+        (8, 2, np.cos(np.pi / 4)),
+        # Linear-programming bounds that others computed numerically.
+        (47, 20, 0.018),
+        (100, 32, 0.034),
+        (200, 64, 0.017),
+        (1000, 64, 0.092),
+        (4000, 128, 0.072),
+    ],
+)
+def test_report_bound(num_classes, dim, bound):
+    points = np.random.default_rng(0).standard_normal((num_classes, dim))
+    report = centroid_report(points)
+    assert report["largest_cosine_bound"] == pytest.approx(bound, abs=6e-4)
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(12, 3), (24, 4), (240, 8)])
+def test_bound_is_not_above_the_best_known_arrangements(num_classes, dim):
+    # Icosahedron 1/sqrt(5); 24-cell and E8 roots 1/2, which meet the bound.
+    best = {3: 5**-0.5, 4: 0.5, 8: 0.5}[dim]
+    points = np.random.default_rng(0).standard_normal((num_classes, dim))
+    assert centroid_report(points)["largest_cosine_bound"] <= best + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("centroids", "message"),
+    [
+        (np.ones(4), r"must have shape \(num_classes, dim\)"),
+        (np.ones((1, 4)), r"must have shape \(num_classes, dim\)"),
+        (np.array([[1.0, 0.0], [np.nan, 1.0]]), "must be finite.* index 1"),
+        (np.array([[0.0, 0.0], [0.0, 1.0]]), "must be finite.* index 0"),
+    ],
+)
+def test_report_refuses(centroids, message):
+    with pytest.raises(ValueError, match=message):
+        centroid_report(centroids)
