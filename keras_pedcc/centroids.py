@@ -86,8 +86,9 @@ def generate_pedcc(
         steps: int, at least 1, or `None` for as many as are usual for the size.
             Most steps of a descent; `"energy"` stops earlier once no charge moves
             by more than 1e-7.
-        starts: int, at least 1, or `None` for 8 where classes are few and 1
-            elsewhere. Descents from random starts, of which the best is kept.
+        starts: int, at least 1, or `None` for 32 (`"energy"`, up to 128 classes), 8
+            (`"max_angle"`, up to 32 classes) and 1 elsewhere. Descents from random
+            starts, of which the best is kept.
         seconds: Positive float or `None`. When a descent stops at the latest.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
         cache: bool. Whether a descent that takes longer than a second is kept in
@@ -222,8 +223,9 @@ def _random_points(rng, shape):
 
 
 def _default_starts(method, num_classes):
-    few = {"energy": 128, "max_angle": 32}.get(method, 0)
-    return 8 if num_classes <= few else 1
+    # 32 find the least known energy of every n up to 100 in three dimensions.
+    few, starts = {"energy": (128, 32), "max_angle": (32, 8)}.get(method, (0, 1))
+    return starts if num_classes <= few else 1
 
 
 def _default_steps(method, num_classes, dim, starts):

@@ -36,8 +36,24 @@ def polygon(num_classes):
 
 def random_rotation(rng, dim, rows):
     """`rows` orthonormal vectors of length `dim`, uniform over all such sets."""
-    q, r = np.linalg.qr(rng.standard_normal((dim, rows)))
+    gauss = rng.standard_normal((dim, rows))
+    lower = np.linalg.cholesky(gauss.T @ gauss)
+    # The error is about 1e-16 (2 sqrt(dim) / s)^2, with s the least singular value.
+    if lower.diagonal().min() > 0.05:
+        return _inverse_of_lower(lower) @ gauss.T
+    q, r = np.linalg.qr(gauss)  # the same, in two to six times the time
     return (q * np.sign(np.diag(r))).T
+
+
+def _inverse_of_lower(lower):
+    """Inverse of a lower triangular matrix, by halves."""
+    half = len(lower) // 2
+    if half < 64:
+        return np.linalg.inv(lower)
+    first, last = _inverse_of_lower(lower[:half, :half]), lower[half:, half:]
+    last = _inverse_of_lower(last)
+    corner = -last @ (lower[half:, :half] @ first)
+    return np.block([[first, np.zeros((half, len(last)))], [corner, last]])
 
 
 def kerdock_dim(dim):

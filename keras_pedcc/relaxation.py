@@ -65,7 +65,9 @@ class _Descent:
         self.top = ops.ones((len(points), 1, 1))
         self.steps, self.seconds = steps, seconds
         self.used, self.begun = 0, time.monotonic()
-        self.bar = keras.utils.Progbar(steps, unit_name="step") if verbose else None
+        self.bar = verbose and keras.utils.Progbar(
+            steps, unit_name="step", stateful_metrics=["largest_cosine"]
+        )
 
     def share(self):
         """The part of the budget that is used, from 0 to 1."""

@@ -42,6 +42,19 @@ def test_orthogonal_simplices_reach_rankins_bound_with_mean_zero(num_classes, di
     assert np.linalg.norm(numpy_of(centroids).mean(axis=0)) <= 1e-6
 
 
+def test_rotation_is_orthonormal_also_where_gauss_is_nearly_singular():
+    class Flat:
+        def standard_normal(self, shape):
+            gauss = np.random.default_rng(0).standard_normal(shape)
+            gauss[:, -1] = gauss[:, 0] + 1e-6 * gauss[:, -1]
+            return gauss
+
+    for rng in (np.random.default_rng(0), Flat()):
+        for shape in ((300, 299), (300, 300), (512, 46), (3, 2)):
+            rows = constructions.random_rotation(rng, *shape)
+            np.testing.assert_allclose(rows @ rows.T, np.eye(shape[1]), atol=1e-9)
+
+
 def test_polygon_is_regular():
     cosines = cosines_of_pairs(generate_pedcc(7, 2))
     assert cosines.max() == pytest.approx(np.cos(2 * np.pi / 7), abs=1e-6)

@@ -7,6 +7,8 @@ import sys
 import keras
 import pytest
 
+import keras_pedcc
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -35,6 +37,16 @@ def test_digits_example_runs_and_writes_everything(tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
     model = keras.saving.load_model(tmp_path / "pedcc.keras")
     assert model.layers[-1].trainable
+
+
+@pytest.mark.slow
+def test_centroids_example_runs_and_writes_everything(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "centroids.py")]
+    command += ["--num-classes", "30", "--dim", "12", "--output-dir", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "largest_cosine_bound" in run.stdout
+    assert (tmp_path / "centroids.png").stat().st_size > 10_000
+    assert keras_pedcc.load_centroids(tmp_path / "centroids.npz").shape == (30, 12)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="what JAX users get")
