@@ -1,5 +1,6 @@
 """Predefined evenly-distributed class centroids (PEDCC)."""
 
+import contextlib
 import os
 
 import keras
@@ -135,7 +136,8 @@ def generate_pedcc(
     rng = np.random.default_rng(seed)
     if method not in ("energy", "max_angle"):
         centroids = _construct(method, num_classes, dim, rng, dtype)
-        return ops.cast(ops.convert_to_tensor(centroids), dtype)
+        with _outside_of_traces():
+            return ops.cast(ops.convert_to_tensor(centroids), dtype)
 
     def descend():
         points = _random_points(rng, (starts, num_classes, dim))
@@ -155,7 +157,21 @@ def generate_pedcc(
     }
     # What a clock has ended is not the same each time.
     keep = cache and seconds is None
-    return ops.cast(cached(key, descend) if keep else descend(), dtype)
+    with _outside_of_traces():
+        return ops.cast(cached(key, descend) if keep else descend(), dtype)
+
+
+def _outside_of_traces():
+    """Lets a layer that is built while Keras traces a model compute at once."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.init_scope()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.ensure_compile_time_eval()
+    return contextlib.nullcontext()
 
 
 def _resolve_method(method, num_classes, dim):

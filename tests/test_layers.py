@@ -108,6 +108,25 @@ def test_centroids_off_the_sphere_are_normalised_also_after_freezing(rng):
     np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_classes", [5, 30])
+def test_head_is_built_while_keras_traces_the_model(num_classes, rng):
+    class Traced(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(8)
+            self.head = PEDCCDense(num_classes, return_features=False)
+
+        def call(self, inputs):
+            return self.head(self.dense(inputs))
+
+    model = Traced()
+    model.compile("sgd", keras_pedcc.PEDCCLoss())
+    x = rng.standard_normal((60, 8)).astype("float32")
+    model.fit(x, np.arange(60) % num_classes, verbose=0)
+    expected = keras_pedcc.generate_pedcc(num_classes, 8)
+    np.testing.assert_array_equal(numpy_of(model.head.centroids), numpy_of(expected))
+
+
 def test_copy_of_given_centroids_needs_the_array(rng):
     given = rng.standard_normal((3, 8))
     model = model_of(PEDCCDense(3, centroids=given))
