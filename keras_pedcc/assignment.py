@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_centroids
+from keras_pedcc.checks import check_centroids, check_whole
 
 GOALS = ("apart", "together")
 
@@ -46,13 +46,19 @@ def assign_classes(centroids, similarity, *, goal="apart", rounds=10_000):
     unit = check_centroids(centroids)
     alike = _check_similarity(similarity, len(unit))
     if goal not in GOALS:
-        raise ValueError(f"`goal` must be one of {GOALS}. Received: goal={goal!r}.")
+        raise ValueError(
+            f"`goal` must be one of {GOALS}. Received: goal={goal!r}. Leave it out to "
+            "keep similar classes apart."
+        )
+    check_whole(0, rounds=rounds)
     sign = 1.0 if goal == "apart" else -1.0
     return centroids[_exchange(sign * alike, unit @ unit.T, rounds)]
 
 
 def _check_similarity(similarity, num_classes):
     alike = np.array(ops.convert_to_numpy(similarity), "float64")
+    if alike.ndim == 2:
+        np.fill_diagonal(alike, 0)
     if alike.shape != (num_classes, num_classes):
         raise ValueError(
             "`similarity` must have shape (num_classes, num_classes). Received: "
@@ -64,8 +70,8 @@ def _check_similarity(similarity, num_classes):
             "`similarity` must be finite and symmetric. Received: a matrix that is "
             "not. Pass (S + S.T) / 2."
         )
-    np.fill_diagonal(alike, 0)
-    return alike
+    # What an exchange gains is then compared with 1.
+    return alike / max(np.abs(alike).max(), 1e-300)
 
 
 def _exchange(alike, cosines, rounds):

@@ -24,8 +24,9 @@ METHODS = (
     "random",
 )
 DTYPES = ("float32", "bfloat16", "float16")
-# Up to these numbers of classes the default relaxes what has no structure.
-MAX_ANGLE_CLASSES, ENERGY_CLASSES = 2_000, 20_000
+# The default descends to the end up to the first number of classes, and for some
+# minutes up to the second.
+FEW_CLASSES, MANY_CLASSES = 2_000, 20_000
 
 
 def generate_pedcc(
@@ -71,9 +72,10 @@ def generate_pedcc(
     Both descents take projected gradient steps of Barzilai and Borwein's length
     inside compiled functions, on the GPU where there is one, and hold a few blocks
     of the Gram matrix at a time. `"auto"` takes the closed form where it is optimal;
-    beyond, Kerdock's set where its cosine is within 0.04 of the lower bound, or where
-    there are more than 2,000 classes; else `"max_angle"` for up to 2,000 classes,
-    `"energy"` for up to 20,000, and `"random"`, where nothing better is affordable.
+    beyond, Kerdock's set where its cosine is within 0.04 of the lower bound (0.1 for
+    more than 2,000 classes, where a descent comes less close); else `"max_angle"` for
+    up to 20,000 classes; beyond, Kerdock's set where it is large enough, and
+    `"random"` where nothing better is affordable.
 
     Args:
         num_classes: int, at least 2. Number of centroids.
@@ -83,7 +85,8 @@ def generate_pedcc(
             bases and signs of `"kerdock"`, or the starts of a descent. The same
             seed gives the same centroids in every process on the same backend,
             except where `seconds` ended a descent.
-        exponent: Positive float s of `"energy"`.
+        exponent: Float s of `"energy"`, in (0, 4]: the higher, the more it is like
+            `"max_angle"`, which is made for that.
         steps: int, at least 1, or `None` for as many as are usual for the size.
             Most steps of a descent; `"energy"` stops earlier once no charge moves
             by more than 1e-7.
@@ -121,18 +124,24 @@ def generate_pedcc(
     """
     check_whole(2, num_classes=num_classes, dim=dim)
     check_whole(0, seed=seed)
-    check_positive(exponent=exponent)
+    # NumPy's integers are short and have no `bit_length`.
+    num_classes, dim, seed = int(num_classes), int(dim), int(seed)
+    check_positive(4, exponent=exponent)
     if seconds is not None:
         check_positive(seconds=seconds)
     if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}.")
+        raise ValueError(
+            f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}. Cast the "
+            "result to any other."
+        )
     method = _resolve_method(method, num_classes, dim)
     starts = _default_starts(method, num_classes) if starts is None else starts
     check_whole(1, starts=starts)
     if steps is None:
         steps = _default_steps(method, num_classes, dim, starts)
     check_whole(1, steps=steps)
-    _check_memory(num_classes, dim, method, starts)
+    starts, steps = int(starts), int(steps)
+    _check_memory(num_classes, dim, method, starts, dtype)
     rng = np.random.default_rng(seed)
     if method not in ("energy", "max_angle"):
         centroids = _construct(method, num_classes, dim, rng, dtype)
@@ -146,13 +155,13 @@ def generate_pedcc(
         return maximize_angle(points, steps, seconds, verbose)
 
     key = {
-        "num_classes": int(num_classes),
-        "dim": int(dim),
+        "num_classes": num_classes,
+        "dim": dim,
         "method": method,
-        "seed": int(seed),
+        "seed": seed,
         "exponent": float(exponent),
-        "steps": int(steps),
-        "starts": int(starts),
+        "steps": steps,
+        "starts": starts,
         "backend": keras.backend.backend(),
     }
     # What a clock has ended is not the same each time.
@@ -186,7 +195,7 @@ def _resolve_method(method, num_classes, dim):
     }
     if method == "auto":
         return _best_method(reach, num_classes, dim)
-    if method not in reach:
+    if not isinstance(method, str) or method not in reach:
         raise ValueError(
             f"`method` must be one of {METHODS}. Received: method={method!r}. Leave it "
             "out for the best that is affordable."
@@ -205,13 +214,13 @@ def _best_method(reach, num_classes, dim):
         if reach[name]:
             return name
     # A descent ends 0.03 to 0.06 above the bound; see benchmarks/centroids.py.
-    within_reach = largest_cosine_bound(num_classes, dim) + 0.04
-    good = constructions.kerdock_cosine(dim) <= within_reach
-    if reach["kerdock"] and (good or num_classes > MAX_ANGLE_CLASSES):
+    gap = 0.04 if num_classes <= FEW_CLASSES else 0.1
+    within_reach = largest_cosine_bound(num_classes, dim) + gap
+    if reach["kerdock"] and constructions.kerdock_cosine(dim) <= within_reach:
         return "kerdock"
-    if num_classes <= MAX_ANGLE_CLASSES:
+    if num_classes <= MANY_CLASSES:
         return "max_angle"
-    return "energy" if num_classes <= ENERGY_CLASSES else "random"
+    return "kerdock" if reach["kerdock"] else "random"
 
 
 def _construct(method, num_classes, dim, rng, dtype):
@@ -246,22 +255,28 @@ def _default_starts(method, num_classes):
 
 def _default_steps(method, num_classes, dim, starts):
     """Enough to converge where that takes seconds; some minutes' worth elsewhere."""
-    usual = {"energy": 1_000, "max_angle": 12_000 if num_classes <= 256 else 4_800}
+    usual = {"energy": 1_000, "max_angle": 6_000 if num_classes <= 256 else 4_800}
     affordable = int(4e12 / (4 * starts * num_classes**2 * dim))
     return max(24, min(usual.get(method, 1), affordable))
 
 
-def _check_memory(num_classes, dim, method, starts):
-    copies = {"energy": 12 * starts, "max_angle": 12 * starts}.get(method, 3)
-    blocks = 6 * BLOCK_ELEMENTS if method in ("energy", "max_angle") else 0
-    needed = 4 * (copies * num_classes * dim + blocks)
+def _check_memory(num_classes, dim, method, starts, dtype):
+    """Raises unless what is held at most, in bytes, is there."""
+    of_each_number = {
+        "energy": 48 * starts,
+        "max_angle": 48 * starts,
+        "kerdock": 12 if dtype == "float32" else 8,
+        "random": 12,
+    }.get(method, 48)  # closed forms are made in float64
+    blocks = 24 * BLOCK_ELEMENTS if method in ("energy", "max_angle") else 0
+    needed = of_each_number * num_classes * dim + blocks
     there = _physical_memory()
     if there is not None and needed > there:
         raise MemoryError(
             "`num_classes` x `dim` centroids must fit in memory. Received: "
             f"num_classes={num_classes}, dim={dim}, which need about "
             f"{needed / 2**30:.1f} GiB with method={method!r}; this machine has "
-            f"{there / 2**30:.1f} GiB. Take fewer classes or dimensions."
+            f"{there / 2**30:.1f} GiB. Take fewer classes, dimensions or `starts`."
         )
 
 

@@ -41,11 +41,13 @@ def check_whole(minimum, **values):
             )
 
 
-def check_positive(**values):
-    """Raises unless each value is a positive finite number."""
+def check_positive(most=float("inf"), **values):
+    """Raises unless each value is a finite number above 0, and at most `most`."""
     for name, value in values.items():
-        if not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 < value <= most or value == float("inf"):
+            limit = "" if most == float("inf") else f" of at most {most}"
             raise ValueError(
-                f"`{name}` must be a positive number. Received: {name}={value!r}. "
-                "Pass a positive float."
+                f"`{name}` must be a positive number{limit}. Received: "
+                f"{name}={value!r}. Pass a float in that range."
             )

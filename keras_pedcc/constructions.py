@@ -64,8 +64,10 @@ def kerdock_dim(dim):
 def kerdock_capacity(dim):
     """Number of vectors of a full set: `d (d + 2)`, or `2 d (d + 1)`, d = 2^m.
 
-    The first for even m (Kerdock), the second for odd m (Gold).
+    The first for even m (Kerdock), the second for odd m (Gold); none below d = 4.
     """
+    if dim < 4:
+        return 0
     d = kerdock_dim(dim)
     bases = d // 2 + 1 if d.bit_length() % 2 else d + 1
     return 2 * d * bases

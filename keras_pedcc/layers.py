@@ -95,7 +95,7 @@ class CosineDense(keras.layers.Layer):
         if keras.backend.standardize_dtype(self.compute_dtype) != "float64":
             self.dtype_policy = "float32"
         check_whole(2, num_classes=num_classes)
-        self.num_classes = num_classes
+        self.num_classes = int(num_classes)
         self.return_features = return_features
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
@@ -198,7 +198,7 @@ class PEDCCDense(CosineDense):
                 f"`method` must be one of {METHODS}. Received: method={method!r}. "
                 "Leave it out for the best that is affordable."
             )
-        self.seed = seed
+        self.seed = int(seed)
         self.method = method
         self._source = _check_source(centroids, num_classes)
         self._unfrozen = bool(kwargs["trainable"])

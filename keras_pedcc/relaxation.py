@@ -23,7 +23,7 @@ def relax_charges(points, exponent, steps, seconds=None, verbose=0):
 
     Args:
         points: NumPy array of unit vectors, shape `(starts, num_classes, dim)`.
-        exponent: Positive float s; 1 is the Coulomb energy.
+        exponent: Float s in (0, 4]; 1 is the Coulomb energy.
         steps: int. Most steps.
         seconds: Positive float or `None`. When to stop at the latest.
         verbose: 0 or 1. Whether to show a progress bar.
@@ -32,7 +32,7 @@ def relax_charges(points, exponent, steps, seconds=None, verbose=0):
         Float32 tensor of the backend, shape `(num_classes, dim)`.
     """
     descent = _Descent("energy", points, steps, seconds, verbose)
-    while descent.advance(exponent, descent.affordable(steps)):
+    while descent.advance(exponent, steps):
         pass
     return descent.best()
 
@@ -41,17 +41,16 @@ def maximize_angle(points, steps, seconds=None, verbose=0):
     """Lowers the largest cosine of each start; returns the best of them.
 
     `log(sum_{i != j} exp(b cos_ij)) / b` is lowered while the sharpness b rises from
-    8 to 10,000, by the same factor for the same share of `steps` (or of `seconds`,
-    if that is used up sooner); in the limit it is the largest cosine. Arguments as
-    in `relax_charges`.
+    8 to 10,000, at 24 levels of as many steps each (or of as many seconds, if these
+    are used up sooner); in the limit it is the largest cosine. Arguments as in
+    `relax_charges`.
     """
     descent = _Descent("max_angle", points, steps, seconds, verbose)
     low, high = SHARPNESS
-    level = max(1, steps // LEVELS)
-    while descent.advance(
-        low * (high / low) ** descent.share(), descent.affordable(level)
-    ):
-        pass
+    sharpness = low
+    while descent.advance(sharpness, max(1, steps // LEVELS)):
+        level = min(LEVELS - 1, int(LEVELS * descent.share()))
+        sharpness = low * (high / low) ** (level / (LEVELS - 1))
     return descent.best()
 
 
@@ -60,9 +59,10 @@ class _Descent:
 
     def __init__(self, kind, points, steps, seconds, verbose):
         self.kind = kind
-        self.functions = _compiled(keras.backend.backend(), kind, points.shape)
+        self.begin, self.move = _compiled(keras.backend.backend(), kind, points.shape)
         self.points = ops.convert_to_tensor(points.astype("float32"))
-        self.top = ops.ones((len(points), 1, 1))
+        self.top = ops.ones((len(points), 1, 1), "float32")
+        self.parameter = self.state = None
         self.steps, self.seconds = steps, seconds
         self.used, self.begun = 0, time.monotonic()
         self.bar = verbose and keras.utils.Progbar(
@@ -75,35 +75,25 @@ class _Descent:
         in_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(self.used / self.steps, in_time))
 
-    def affordable(self, steps):
-        """At most `steps`, and no more than a second or so at 20 GFLOP/s."""
-        starts, num_classes, dim = self.points.shape
-        operations = 4 * starts * num_classes**2 * dim
-        return max(1, min(steps, int(2e10 / operations)))
-
     def advance(self, parameter, steps):
-        """Takes some steps; returns whether to go on."""
-        begin, move = self.functions
-        parameter = ops.convert_to_tensor(parameter, "float32")
-        steps = min(steps, self.steps - self.used)
-        state = begin(self.points, self.top, parameter)
-        state = move(state, parameter, ops.convert_to_tensor(steps, "int32"))
-        taken, self.points, self.value, self.top = (
-            int(state[0]),
-            state[4],
-            state[5],
-            state[7],
+        """Takes at most so many steps, a second's or so; returns whether to go on."""
+        number = ops.convert_to_tensor(parameter, "float32")
+        if parameter != self.parameter:
+            self.state = self.begin(self.points, self.top, number)
+            self.parameter = parameter
+        steps = min(steps, self.steps - self.used, self._affordable())
+        self.state = self.move(
+            (ops.zeros((), "int32"), *self.state[1:]),
+            number,
+            ops.convert_to_tensor(steps, "int32"),
         )
-        self.used += steps if self.kind == "max_angle" else taken
-        done = self.used >= self.steps or self.share() >= 1
+        taken = int(self.state[0])
+        self.points, self.value, self.top = (self.state[i] for i in (4, 5, 7))
         # Charges at rest stay there; a soft maximum goes on at the next sharpness.
-        done = done or (self.kind == "energy" and taken < steps)
-        if self.bar:
-            self.bar.update(
-                self.steps if done else self.used,
-                [("largest_cosine", float(ops.min(self.top)))],
-                finalize=done,
-            )
+        at_rest = self.kind == "energy" and taken < steps
+        self.used += steps
+        done = at_rest or self.share() >= 1
+        self._show(done)
         return not done
 
     def best(self):
@@ -111,6 +101,17 @@ class _Descent:
         if self.kind == "max_angle":
             self.value = _largest_cosine(self.points)
         return ops.take(self.points, ops.argmin(self.value), axis=0)
+
+    def _affordable(self):
+        starts, num_classes, dim = self.points.shape
+        eager = keras.backend.backend() == "torch"
+        operations = 4 * starts * num_classes**2 * dim + (4e7 if eager else 0)
+        return max(1, int(2e10 / operations))
+
+    def _show(self, done):
+        if self.bar:
+            shown = [("largest_cosine", float(ops.min(self.top)))]
+            self.bar.update(self.steps if done else self.used, shown, finalize=done)
 
 
 @functools.lru_cache(maxsize=16)
@@ -202,22 +203,38 @@ def _over_pairs(points, block):
     Returns the sum of the values, the sums of the weighted points, and the largest
     cosine of each start.
     """
-    starts, num_classes, _ = points.shape
-    size = max(1, BLOCK_ELEMENTS // (starts * num_classes))
+    starts, num_classes, dim = points.shape
+    size = min(num_classes, max(1, BLOCK_ELEMENTS // (starts * num_classes)))
+    blocks = -(-num_classes // size)
+    padded = ops.pad(points, [(0, 0), (0, blocks * size - num_classes), (0, 0)])
     columns = ops.transpose(points, (0, 2, 1))
-    values, pushes, tops = [], [], []
-    for first in range(0, num_classes, size):
-        rows = points[:, first : first + size]
-        index = ops.arange(first, min(first + size, num_classes))
-        itself = ops.equal(index[:, None], ops.arange(num_classes)[None])
-        gram = ops.where(itself, -np.inf, ops.matmul(rows, columns))
+
+    def add(number, sums):
+        total, largest, push = sums
+        first = number * size
+        rows = ops.slice(padded, (0, first, 0), (starts, size, dim))
+        index = first + ops.arange(size, dtype="int32")[:, None]
+        itself = ops.equal(index, ops.arange(num_classes, dtype="int32"))
+        left_out = ops.logical_or(itself, index >= num_classes)
+        gram = ops.where(left_out, -np.inf, ops.matmul(rows, columns))
         value, weights = block(gram)
-        values.append(value)
-        pushes.append(ops.matmul(weights, points))
-        tops.append(ops.max(gram, axis=(1, 2), keepdims=True))
-    total = functools.reduce(ops.add, values)
-    largest = functools.reduce(ops.maximum, tops)
-    return total, ops.concatenate(pushes, axis=1), largest
+        largest = ops.maximum(largest, ops.max(gram, axis=(1, 2), keepdims=True))
+        push = ops.slice_update(push, (0, first, 0), ops.matmul(weights, points))
+        return total + value, largest, push
+
+    sums = (
+        ops.zeros((starts,), "float32"),
+        -ops.ones((starts, 1, 1), "float32"),
+        ops.zeros_like(padded),
+    )
+    # A loop, because a compiler would hold all blocks that need not wait.
+    loop = ops.fori_loop if blocks > 1 else _once
+    total, largest, push = loop(0, blocks, add, sums)
+    return total, push[:, :num_classes], largest
+
+
+def _once(lower, upper, body, initial):
+    return body(lower, initial)
 
 
 def _largest_cosine(points):
@@ -239,8 +256,11 @@ def _tangent(vectors, points):
 
 
 def _largest_row(vectors):
-    norms = ops.sqrt(ops.sum(ops.square(vectors), axis=-1, keepdims=True))
-    return ops.max(norms, axis=1, keepdims=True)
+    # Not squared as they are: charges that almost touch push very hard.
+    largest = ops.max(ops.abs(vectors), axis=(1, 2), keepdims=True)
+    largest = ops.maximum(largest, 1e-30)
+    squared = ops.sum(ops.square(vectors / largest), axis=-1, keepdims=True)
+    return largest * ops.sqrt(ops.max(squared, axis=1, keepdims=True))
 
 
 def _normalized(points):

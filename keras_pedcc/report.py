@@ -26,7 +26,7 @@ def centroid_report(centroids):
         - `coulomb_energy`: `sum_{i<j} 1 / |c_i - c_j|`.
         - `largest_cosine_bound`: no arrangement has a smaller largest cosine:
           `-1/(n-1)` for n <= d + 1 and 0 for n <= 2 d (Rankin 1955),
-          `cos(2 pi / n)` for d = 2, else the bound of Levenshtein of degree 3.
+          `cos(2 pi / n)` for d = 2, else the bound of Levenshtein.
 
     Raises:
         ValueError: `centroids` is not a finite matrix of at least 2 x 2, or a
@@ -54,19 +54,82 @@ def centroid_report(centroids):
 
 
 def largest_cosine_bound(num_classes, dim):
-    """What no arrangement of so many unit vectors can go below."""
+    """What the largest cosine of no arrangement of unit vectors can go below."""
     if num_classes <= dim + 1:
         return -1 / (num_classes - 1)
     if num_classes <= 2 * dim:
         return 0.0
     if dim == 2:
         return math.cos(2 * math.pi / num_classes)
-    # Levenshtein: n <= d (1 - s) (2 + (d + 1) s) / (1 - d s^2) for s up to the
-    # end of its range; solved for s, it is a quadratic equation.
-    d, n = dim, num_classes
-    a, b, c = d * (n - d - 1), d * (d - 1), 2 * d - n
-    root = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
-    return min(root, (math.sqrt(d + 3) - 1) / (d + 2))
+    return _levenshtein(num_classes, dim)
+
+
+def _levenshtein(num_classes, dim):
+    """The s at which Levenshtein's bound on the number of vectors is `num_classes`.
+
+    With P_k Gegenbauer's polynomials of `dim` dimensions, P_k(1) = 1, up to the
+    largest zero of P_k - P_{k+1} (beside s = 1) at most
+    `C(k+d-3, k-1) ((2k+d-3)/(d-1) - (P_{k-1} - P_k) / ((1-s) P_k))` vectors have
+    cosines up to s, and from there to the largest zero of P_{k+1}' at most
+    `C(k+d-2, k) ((2k+d-1)/(d-1) - (1+s) (P_k - P_{k+1}) / ((1-s) (P_k + P_{k+1})))`.
+    """
+    d, low = dim, 0.0
+    for k in range(2, 1000):
+
+        def odd(s, k=k):
+            before, p, _ = _gegenbauer(s, k, d)
+            ratio = (before - p) / ((1 - s) * p)
+            return math.comb(k + d - 3, k - 1) * ((2 * k + d - 3) / (d - 1) - ratio)
+
+        def even(s, k=k):
+            _, p, after = _gegenbauer(s, k, d)
+            ratio = (1 + s) * (p - after) / ((1 - s) * (p + after))
+            return math.comb(k + d - 2, k) * ((2 * k + d - 1) / (d - 1) - ratio)
+
+        ends = _largest_zero_of_difference(k, d), _largest_zero(k, d + 2)
+        for bound, high in zip((odd, even), ends, strict=True):
+            if bound(high - 1e-12) >= num_classes:
+                return _where(bound, num_classes, low, high)
+            low = high
+    return low
+
+
+def _gegenbauer(s, k, dim):
+    """P_{k-1}, P_k and P_{k+1} at s."""
+    before, p = 1.0, s
+    for i in range(1, k + 1):
+        after = ((2 * i + dim - 2) * s * p - i * before) / (i + dim - 2)
+        if i < k:
+            before, p = p, after
+    return before, p, after
+
+
+def _largest_zero(k, dim):
+    """The largest zero of P_k, an eigenvalue of its recurrence."""
+    i = np.arange(1, k)
+    beside = np.sqrt(i * (i + dim - 3) / ((2 * i + dim - 4) * (2 * i + dim - 2)))
+    matrix = np.diag(beside, 1) + np.diag(beside, -1)
+    return float(np.linalg.eigvalsh(matrix)[-1])
+
+
+def _largest_zero_of_difference(k, dim):
+    """The largest zero below 1 of P_k - P_{k+1}."""
+
+    def difference(s):
+        _, p, after = _gegenbauer(s, k, dim)
+        return p - after
+
+    # It lies between the largest zeros of P_k' and of P_{k+1}'.
+    low, high = _largest_zero(k - 1, dim + 2), _largest_zero(k, dim + 2)
+    return _where(difference, 0.0, low, high)
+
+
+def _where(function, value, low, high):
+    """Where a rising function takes a value, by halving."""
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if function(middle) > value else (middle, high)
+    return low
 
 
 def _pair_statistics(unit, block=1024):

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import time
+import uuid
 import warnings
 
 import numpy as np
@@ -90,23 +90,22 @@ def cached(key, make):
     """
     text = json.dumps({"version": VERSION} | key, sort_keys=True)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{key['num_classes']}x{key['dim']}-{name}.npz"
-    if path.exists():
-        found = _from_cache(path, text)
-        if found is not None:
-            return ops.convert_to_tensor(found)
+    name = f"{key['num_classes']}x{key['dim']}-{name}.npz"
+    found = _from_cache(name, text)
+    if found is not None:
+        return ops.convert_to_tensor(found)
     begun = time.monotonic()
     made = make()
     array = ops.convert_to_numpy(made)
     if time.monotonic() - begun > WORTH_KEEPING:
-        _to_cache(path, array, text)
+        _to_cache(name, array, text)
     return made
 
 
 def cache_folder():
     """Where centroids that took long are kept."""
     if folder := os.environ.get("KERAS_PEDCC_CACHE"):
-        return pathlib.Path(folder)
+        return pathlib.Path(folder).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(caches) / "keras_pedcc"
 
@@ -123,29 +122,33 @@ def _read(path):
         return array, str(loaded["key"]) if "key" in loaded else None
 
 
-def _from_cache(path, text):
+def _from_cache(name, text):
     try:
+        path = cache_folder() / name
         array, key = _read(path)
         if key != text:
             raise ValueError("it is of another version")
         return array
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception as error:  # whatever damaged bytes make NumPy raise
         warnings.warn(
-            f"The cached centroids in {path} are not used and made again ({error}).",
+            f"The cached centroids in {name} are not used and made again ({error}).",
             stacklevel=4,
         )
         return None
 
 
-def _to_cache(path, array, text):
+def _to_cache(name, array, text):
     digest, key = np.array(_digest(array)), np.array(text)
     try:
+        path = cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(
             path,
             lambda file: np.savez(file, centroids=array, sha256=digest, key=key),
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # no such folder, or no home
         warnings.warn(
             f"The centroids are not kept in the cache ({error}). Set the environment "
             "variable KERAS_PEDCC_CACHE to a folder that can be written, or pass "
@@ -156,13 +159,13 @@ def _to_cache(path, array, text):
 
 def _write(path, save):
     """Calls `save(file)`; the file appears under its name whole, or not at all."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.unfinished")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("xb") as file:
             save(file)
         os.replace(unfinished, path)
     except BaseException:
-        pathlib.Path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 

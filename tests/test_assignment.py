@@ -41,6 +41,14 @@ def test_order_is_among_the_best_tenth_of_all(rng):
         assert found <= values[len(values) // 10]
 
 
+@pytest.mark.parametrize("factor", [1e-10, 1e10])
+def test_scale_and_diagonal_of_the_similarity_do_not_matter(rng, factor):
+    centroids, alike = problem(rng, 12, 3)
+    expected = assign_classes(centroids, alike)
+    np.fill_diagonal(alike, np.nan)
+    np.testing.assert_array_equal(assign_classes(centroids, factor * alike), expected)
+
+
 def test_rounds_limit_the_exchanges(rng):
     centroids, alike = problem(rng, 20, 3)
     moved = np.any(assign_classes(centroids, alike, rounds=1) != centroids, axis=1)

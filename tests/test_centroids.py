@@ -163,7 +163,10 @@ def test_kerdock_for_very_many_classes(num_classes, dim):
         (1_000, 64, "kerdock"),
         (1_000, 128, "max_angle"),
         (10_000, 512, "kerdock"),
-        (5_000, 40, "energy"),
+        (288, 16, "kerdock"),
+        (2_100, 60, "max_angle"),
+        (5_000, 40, "max_angle"),
+        (60_000, 300, "kerdock"),
         (50_000, 40, "random"),
     ],
 )
@@ -179,10 +182,48 @@ def test_short_dtypes_hold_kerdock_sets_exactly(dtype):
     np.testing.assert_array_equal(numpy_of(keras.ops.cast(short, "float32")), whole)
 
 
-def test_seconds_end_a_descent():
+@pytest.mark.parametrize("method", ["energy", "max_angle"])
+def test_seconds_end_a_descent(method):
     begun = time.monotonic()
-    generate_pedcc(600, 100, method="energy", steps=10**6, seconds=1.0)
-    assert time.monotonic() - begun < 20
+    generate_pedcc(300, 50, method=method, steps=10**9, seconds=0.5)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_descent_in_many_calls_is_the_same(monkeypatch):
+    whole = make(60, 12, method="energy", steps=40, starts=1)
+    monkeypatch.setattr(relaxation._Descent, "_affordable", lambda self: 1)
+    np.testing.assert_array_equal(
+        make(60, 12, method="energy", steps=40, starts=1), whole
+    )
+
+
+def test_charges_that_almost_touch_fly_apart():
+    points = np.random.default_rng(0).standard_normal((1, 30, 3))
+    points[0, 1] = points[0, 0] + 1e-3 * points[0, 2]
+    points /= np.linalg.norm(points, axis=-1, keepdims=True)
+    moved = numpy_of(relaxation.relax_charges(points, 4.0, 500))
+    assert cosines_of_pairs(moved).max() < 0.85
+
+
+def test_numpy_numbers_are_sizes():
+    first = generate_pedcc(
+        np.int8(20), np.uint8(6), seed=np.int64(1), steps=np.int16(9)
+    )
+    np.testing.assert_array_equal(
+        numpy_of(first), numpy_of(generate_pedcc(20, 6, seed=1, steps=9))
+    )
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+@pytest.mark.parametrize("method", ["energy", "max_angle"])
+def test_descents_do_not_mind_floatx(floatx, method):
+    expected = make(20, 6, method=method, steps=20)
+    keras.config.set_floatx(floatx)
+    try:
+        found = make(20, 6, method=method, steps=20)
+    finally:
+        keras.config.set_floatx("float32")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_progress_is_shown(capsys):
@@ -263,6 +304,13 @@ def test_rotation_is_uniform_over_the_sphere():
         ({"steps": 0}, ValueError, "`steps` must be at least 1"),
         ({"method": "energy", "starts": 0}, ValueError, "`starts` must be at least"),
         ({"exponent": 0}, ValueError, "`exponent` must be a positive number"),
+        ({"exponent": 9}, ValueError, "of at most 4. Received: exponent=9"),
+        ({"method": ["energy"]}, ValueError, "`method` must be one of"),
+        (
+            {"num_classes": 8, "dim": 3, "method": "kerdock"},
+            ValueError,
+            "`method` must reach",
+        ),
         ({"seconds": -1}, ValueError, "`seconds` must be a positive number"),
         ({"dtype": "int8"}, ValueError, "`dtype` must be one of"),
         ({"num_classes": 10**9, "dim": 10**5}, MemoryError, "need about .* GiB"),

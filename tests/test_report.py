@@ -3,6 +3,7 @@ import pytest
 from reference import cosines_of_pairs, coulomb_energy
 
 from keras_pedcc import centroid_report
+from keras_pedcc.report import largest_cosine_bound
 
 
 def test_report_agrees_with_brute_force(rng):
@@ -48,12 +49,26 @@ def test_report_bound(num_classes, dim, bound):
     assert report["largest_cosine_bound"] == pytest.approx(bound, abs=6e-4)
 
 
-@pytest.mark.parametrize(("num_classes", "dim"), [(12, 3), (24, 4), (240, 8)])
-def test_bound_is_not_above_the_best_known_arrangements(num_classes, dim):
-    # Icosahedron 1/sqrt(5); 24-cell and E8 roots 1/2, which meet the bound.
-    best = {3: 5**-0.5, 4: 0.5, 8: 0.5}[dim]
-    points = np.random.default_rng(0).standard_normal((num_classes, dim))
-    assert centroid_report(points)["largest_cosine_bound"] <= best + 1e-9
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "cosine"),
+    # Icosahedron, roots of E8, shortest vectors of Leech's lattice and of E7's dual.
+    [(12, 3, 5**-0.5), (240, 8, 0.5), (196_560, 24, 0.5), (56, 7, 1 / 3)],
+)
+def test_bound_is_met_by_sharp_arrangements(num_classes, dim, cosine):
+    assert largest_cosine_bound(num_classes, dim) == pytest.approx(cosine, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "best"), [(24, 4, 0.5), (288, 16, 0.25)]
+)
+def test_bound_is_just_below_the_best_known(num_classes, dim, best):
+    assert 0.93 * best < largest_cosine_bound(num_classes, dim) <= best
+
+
+def test_bound_rises_with_the_number_of_vectors():
+    bounds = [largest_cosine_bound(n, 5) for n in range(2, 400)]
+    assert np.all(np.diff(bounds) >= 0)
+    assert bounds[-1] < 1
 
 
 @pytest.mark.parametrize(
