@@ -166,7 +166,7 @@ def generate_pedcc(
     }
     # What a clock has ended is not the same each time.
     keep = cache and seconds is None
-    with _outside_of_traces():
+    with _outside_of_traces(), _full_precision():
         return ops.cast(cached(key, descend) if keep else descend(), dtype)
 
 
@@ -181,6 +181,30 @@ def _outside_of_traces():
 
         return jax.ensure_compile_time_eval()
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _full_precision():
+    """Products in float32, which GPUs otherwise cut to ten bits of mantissa.
+
+    PyTorch does not unless it is asked to.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        with jax.default_matmul_precision("float32"):
+            yield
+    elif keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
+    else:
+        yield
 
 
 def _resolve_method(method, num_classes, dim):

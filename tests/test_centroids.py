@@ -214,6 +214,33 @@ def test_numpy_numbers_are_sizes():
     )
 
 
+def test_descents_multiply_in_full_precision_and_leave_the_setting(monkeypatch):
+    def setting():
+        if keras.backend.backend() == "jax":
+            import jax
+
+            return jax.config.jax_default_matmul_precision
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.config.experimental.tensor_float_32_execution_enabled()
+        import torch
+
+        return torch.backends.cuda.matmul.allow_tf32
+
+    seen, before = [], setting()
+
+    def descend(points, *args):
+        seen.append(setting())
+        return keras.ops.convert_to_tensor(points[0])
+
+    monkeypatch.setattr(centroids_module, "maximize_angle", descend)
+    generate_pedcc(40, 8, method="max_angle", cache=False)
+    exact = {"jax": "float32", "tensorflow": False, "torch": False}
+    assert seen == [exact[keras.backend.backend()]]
+    assert setting() == before
+
+
 @pytest.mark.parametrize("floatx", ["float16", "float64"])
 @pytest.mark.parametrize("method", ["energy", "max_angle"])
 def test_descents_do_not_mind_floatx(floatx, method):
