@@ -9,9 +9,9 @@ import zipfile
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_pedcc.optimizers import strategy_scope
+from keras_pedcc.storage import to_numpy
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -85,7 +85,7 @@ class AtomicBackup(keras.callbacks.Callback):
             self._save(self.params["epochs"])
 
     def _save(self, epoch):
-        states, arrays = [], [_to_numpy(v) for v in self._variables()]
+        states, arrays = [], [to_numpy(v) for v in self._variables()]
         number = len(arrays)
         for callback in self.callbacks:
             plain, lists = _state_of(callback)
@@ -173,12 +173,6 @@ def _set_random_states(states):
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
         cuda = [torch.tensor(s, dtype=torch.uint8) for s in states["cuda"]]
         torch.cuda.set_rng_state_all(cuda[: torch.cuda.device_count()])
-
-
-def _to_numpy(variable):
-    array = ops.convert_to_numpy(variable)
-    # `.npz` knows no bfloat16; float32 holds it exactly.
-    return array.astype("float32") if array.dtype.kind == "V" else array
 
 
 def _read_backup(path):

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.labels import logits_of, prepare
+
 
 def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """Additive-margin softmax loss of each sample, eq. 8.
@@ -46,7 +48,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """
     _check_range("scale", scale, 0.0, float("inf"), open_below=True)
     _check_range("margin", margin, 0.0, 2.0)
-    return _loss(*_prepare(y_true, y_pred), scale, margin, mse_weight=0.0)
+    return _loss(*prepare(y_true, y_pred), scale, margin, mse_weight=0.0)
 
 
 def centroid_distance(y_true, y_pred):
@@ -66,7 +68,7 @@ def centroid_distance(y_true, y_pred):
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    return _distance(*_prepare(y_true, y_pred))
+    return _distance(*prepare(y_true, y_pred))
 
 
 def pedcc_loss(
@@ -116,7 +118,7 @@ def pedcc_loss(
     Reference: Zhu et al., IEEE Access 2020, eq. 10.
     """
     check_constants(scale, margin, mse_weight, mse_root)
-    prepared = _prepare(y_true, y_pred)
+    prepared = prepare(y_true, y_pred)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
     loss = _weighted(_loss(*prepared, scale, margin, inside), sample_weight)
@@ -190,7 +192,7 @@ class PEDCCLoss(keras.losses.Loss):
         self.mse_root = int(mse_root)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        logits = _logits_of(y_pred)
+        logits = logits_of(y_pred)
         if self.mse_root == 1 or sample_weight is None:
             return super().__call__(y_true, logits, sample_weight)
         # The weights belong under the root, where Keras would not put them.
@@ -236,78 +238,6 @@ def _check_range(name, value, low, high, open_below=False):
             f"`{name}` must be a number in {left}{low:g}, {high:g}{right}. "
             f"Received: {name}={value!r}. Pass a float in that range."
         )
-
-
-def narrow_labels(y_true):
-    """Brings NumPy integers into int32, what is out of range staying no class.
-
-    JAX would take the lower 32 bits of a longer integer.
-    """
-    if not isinstance(y_true, np.ndarray | list | tuple):
-        return y_true
-    labels = np.asarray(y_true)
-    if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
-        return np.clip(labels, -1, 2**31 - 1).astype("int32")
-    return labels
-
-
-def _logits_of(y_pred):
-    if not isinstance(y_pred, dict):
-        return y_pred
-    if not {"features", "logits"} <= set(y_pred):
-        raise ValueError(
-            'A dict `y_pred` must have the keys "features" and "logits". Received: '
-            f"y_pred with keys {sorted(y_pred)}. Pass what `PEDCCDense` returns."
-        )
-    return y_pred["logits"]
-
-
-def _prepare(y_true, y_pred):
-    """Returns float logits, the target, and which samples have a valid one.
-
-    The target is the class index, shape `(batch,)`, clipped to the valid range; or
-    the distribution over classes of soft labels, shape `(batch, num_classes)`.
-    """
-    logits = ops.convert_to_tensor(_logits_of(y_pred))
-    if keras.backend.standardize_dtype(logits.dtype) != "float64":
-        logits = ops.cast(logits, "float32")
-    labels = ops.convert_to_tensor(narrow_labels(y_true))
-    _check_shapes(labels, logits)
-    num_classes = logits.shape[1]
-    if len(labels.shape) == 2 and labels.shape[1] == num_classes:
-        target = ops.cast(labels, logits.dtype)
-        off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
-        negative = ops.any(target < 0, axis=1)
-        return logits, target, ops.logical_not(off | negative)
-    if len(labels.shape) == 2:
-        labels = ops.reshape(labels, (-1,))
-    index = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
-    # Whatever the cast did to a label that is not a class, it does not undo.
-    return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
-
-
-def _check_shapes(labels, logits):
-    if len(logits.shape) != 2 or logits.shape[1] is None or logits.shape[1] < 2:
-        raise ValueError(
-            "The logits must have shape (batch, num_classes), with num_classes at "
-            f"least 2. Received: logits.shape={tuple(logits.shape)}. Pass the output "
-            "of `PEDCCDense`."
-        )
-    widths = (1, logits.shape[1])
-    fits = len(labels.shape) == 2 and labels.shape[1] in widths
-    if not (len(labels.shape) == 1 or fits):
-        raise ValueError(
-            "`y_true` must have shape (batch,), (batch, 1) or (batch, num_classes). "
-            f"Received: y_true.shape={tuple(labels.shape)}, logits.shape="
-            f"{tuple(logits.shape)}. Make the labels fit the number of classes."
-        )
-    if None not in (labels.shape[0], logits.shape[0]):
-        if labels.shape[0] != logits.shape[0]:
-            raise ValueError(
-                "`y_true` must have one label per row of logits. Received: "
-                f"y_true.shape={tuple(labels.shape)}, logits.shape="
-                f"{tuple(logits.shape)}. Pass labels of the same batch."
-            )
 
 
 def _loss(logits, target, valid, scale, margin, mse_weight):

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.checks import check_whole
-from keras_pedcc.losses import narrow_labels
+from keras_pedcc.labels import narrow_labels
 
 
 def intra_class_distance(features, labels):

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.labels import check_labels
+
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 class PEDCCModel(keras.Model):
@@ -143,44 +145,6 @@ class PEDCCModel(keras.Model):
             y = np.asarray(y)
         if isinstance(y, np.ndarray) and self._num_classes is not None:
             check_labels(y, self._num_classes, what)
-
-
-def check_labels(labels, num_classes, what="labels"):
-    """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
-
-    Args:
-        labels: NumPy array: class indices, shape `(n,)` or `(n, 1)`; or one-hot
-            or soft labels, shape `(n, num_classes)`.
-        num_classes: int.
-        what: What to call them in the message.
-    """
-    if labels.dtype.kind not in "biuf":
-        raise ValueError(
-            f"The {what} must be numbers. Received: labels.dtype={labels.dtype}. "
-            "Number the classes from 0."
-        )
-    soft = labels.ndim == 2 and labels.shape[1] == num_classes
-    if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
-        raise ValueError(
-            f"The {what} must have shape (n,), (n, 1) or (n, num_classes). Received: "
-            f"labels.shape={labels.shape}, num_classes={num_classes}. Make the labels "
-            "fit the number of classes."
-        )
-    if soft:
-        bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
-        bad |= ~(labels >= 0).all(axis=1)
-        rule = "rows of one-hot or soft labels that are not negative and sum to 1"
-    else:
-        flat = labels.reshape(-1)
-        bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))
-        rule = f"whole numbers from 0 to {num_classes - 1}"
-    if bad.any():
-        at = int(bad.argmax())
-        raise ValueError(
-            f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
-            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
-            "the head with another num_classes."
-        )
 
 
 def _check_outputs(outputs):

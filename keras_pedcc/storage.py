@@ -39,9 +39,7 @@ def save_centroids(path, centroids):
     (10, 64)
     """
     path = _checked_path(path)
-    array = ops.convert_to_numpy(centroids)
-    # `.npy` knows no bfloat16; float32 holds it exactly.
-    array = array.astype("float32") if array.dtype.kind == "V" else array
+    array = to_numpy(centroids)
     check_centroids(array)
     if path.suffix == ".npy":
         _write(path, lambda file: np.save(file, array, allow_pickle=False))
@@ -76,6 +74,13 @@ def load_centroids(path):
         ) from error
     check_centroids(array)
     return array
+
+
+def to_numpy(tensor):
+    """A NumPy array that a file can hold."""
+    array = ops.convert_to_numpy(tensor)
+    # `.npy` knows no bfloat16; float32 holds it exactly.
+    return array.astype("float32") if array.dtype.kind == "V" else array
 
 
 def cached(key, make):

@@ -103,7 +103,7 @@ def test_energy_gradient_is_zero_at_rest(num_classes, exponent):
 
 @pytest.mark.parametrize(
     ("num_classes", "dim", "cosine"),
-    # Tammes problem: icosahedron, square antiprism, snub cube; 5-cell compound bound.
+    # Icosahedron, square antiprism, snub cube (Tammes problem), cross-polytope.
     [(12, 3, 5**-0.5), (8, 3, 0.2612038749637414), (24, 3, 0.7232), (8, 4, 0.0)],
 )
 def test_max_angle_finds_the_best_known(num_classes, dim, cosine):

@@ -1,0 +1,123 @@
+"""Labels and cosines as they come in: what is checked, and one form for all."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def prepare(y_true, y_pred):
+    """Returns float logits, the target, and which samples have a valid one.
+
+    The target is the class index, shape `(batch,)`, clipped to the valid range; or
+    the distribution over classes of soft labels, shape `(batch, num_classes)`.
+    """
+    logits = ops.convert_to_tensor(logits_of(y_pred))
+    if keras.backend.standardize_dtype(logits.dtype) != "float64":
+        logits = ops.cast(logits, "float32")
+    labels = ops.convert_to_tensor(narrow_labels(y_true))
+    _check_shapes(labels, logits)
+    num_classes = logits.shape[1]
+    if len(labels.shape) == 2 and labels.shape[1] == num_classes:
+        target = ops.cast(labels, logits.dtype)
+        off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
+        negative = ops.any(target < 0, axis=1)
+        return logits, target, ops.logical_not(off | negative)
+    if len(labels.shape) == 2:
+        labels = ops.reshape(labels, (-1,))
+    index = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
+    # Whatever the cast did to a label that is not a class, it does not undo.
+    return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
+
+
+def narrow_labels(y_true):
+    """Brings NumPy integers into int32, what is out of range staying no class.
+
+    JAX would take the lower 32 bits of a longer integer.
+    """
+    if not isinstance(y_true, np.ndarray | list | tuple):
+        return y_true
+    labels = np.asarray(y_true)
+    if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
+        return np.clip(labels, -1, 2**31 - 1).astype("int32")
+    return labels
+
+
+def check_labels(labels, num_classes, what="labels"):
+    """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
+
+    Args:
+        labels: NumPy array: class indices, shape `(n,)` or `(n, 1)`; or one-hot
+            or soft labels, shape `(n, num_classes)`.
+        num_classes: int.
+        what: What to call them in the message.
+    """
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The {what} must be numbers. Received: labels.dtype={labels.dtype}. "
+            "Number the classes from 0."
+        )
+    soft = labels.ndim == 2 and labels.shape[1] == num_classes
+    if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
+        raise ValueError(
+            f"The {what} must have shape (n,), (n, 1) or (n, num_classes). Received: "
+            f"labels.shape={labels.shape}, num_classes={num_classes}. Make the labels "
+            "fit the number of classes."
+        )
+    bad, rule = _bad_soft_labels(labels) if soft else _bad_indices(labels, num_classes)
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
+            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
+            "the head with another num_classes."
+        )
+
+
+def _bad_soft_labels(labels):
+    """Which rows are no distributions, and what they should be."""
+    bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
+    bad |= ~(labels >= 0).all(axis=1)
+    return bad, "rows of one-hot or soft labels that are not negative and sum to 1"
+
+
+def _bad_indices(labels, num_classes):
+    """Which labels are no classes, and what they should be."""
+    flat = labels.reshape(-1)
+    bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))
+    return bad, f"whole numbers from 0 to {num_classes - 1}"
+
+
+def logits_of(y_pred):
+    """The logits of what a head returns: a dict, or the logits alone."""
+    if not isinstance(y_pred, dict):
+        return y_pred
+    if not {"features", "logits"} <= set(y_pred):
+        raise ValueError(
+            'A dict `y_pred` must have the keys "features" and "logits". Received: '
+            f"y_pred with keys {sorted(y_pred)}. Pass what `PEDCCDense` returns."
+        )
+    return y_pred["logits"]
+
+
+def _check_shapes(labels, logits):
+    if len(logits.shape) != 2 or logits.shape[1] is None or logits.shape[1] < 2:
+        raise ValueError(
+            "The logits must have shape (batch, num_classes), with num_classes at "
+            f"least 2. Received: logits.shape={tuple(logits.shape)}. Pass the output "
+            "of `PEDCCDense`."
+        )
+    widths = (1, logits.shape[1])
+    fits = len(labels.shape) == 2 and labels.shape[1] in widths
+    if not (len(labels.shape) == 1 or fits):
+        raise ValueError(
+            "`y_true` must have shape (batch,), (batch, 1) or (batch, num_classes). "
+            f"Received: y_true.shape={tuple(labels.shape)}, logits.shape="
+            f"{tuple(logits.shape)}. Make the labels fit the number of classes."
+        )
+    if None not in (labels.shape[0], logits.shape[0]):
+        if labels.shape[0] != logits.shape[0]:
+            raise ValueError(
+                "`y_true` must have one label per row of logits. Received: "
+                f"y_true.shape={tuple(labels.shape)}, logits.shape="
+                f"{tuple(logits.shape)}. Pass labels of the same batch."
+            )
