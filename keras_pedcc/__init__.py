@@ -4,8 +4,18 @@ from keras_pedcc.assignment import assign_classes
 from keras_pedcc.backup import AtomicBackup
 from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import generate_pedcc
+from keras_pedcc.heads import CenterDense, ProductDense
 from keras_pedcc.layers import CosineDense, PEDCCDense
-from keras_pedcc.losses import PEDCCLoss, pedcc_loss
+from keras_pedcc.losses import (
+    AMSoftmaxLoss,
+    ArcFaceLoss,
+    ASoftmaxLoss,
+    CenterLoss,
+    HingeLoss,
+    LSoftmaxLoss,
+    PEDCCLoss,
+    pedcc_loss,
+)
 from keras_pedcc.metrics import (
     InterClassDistance,
     IntraClassDistance,
@@ -16,19 +26,29 @@ from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import FinetuneOptimizer
 from keras_pedcc.report import centroid_report
 from keras_pedcc.storage import load_centroids, save_centroids
+from keras_pedcc.warmup import MarginWarmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AMSoftmaxLoss",
+    "ASoftmaxLoss",
+    "ArcFaceLoss",
     "AtomicBackup",
+    "CenterDense",
+    "CenterLoss",
     "CosineDense",
     "FinetuneCallback",
     "FinetuneOptimizer",
+    "HingeLoss",
     "InterClassDistance",
     "IntraClassDistance",
+    "LSoftmaxLoss",
+    "MarginWarmup",
     "PEDCCDense",
     "PEDCCLoss",
     "PEDCCModel",
+    "ProductDense",
     "assign_classes",
     "centroid_report",
     "generate_pedcc",

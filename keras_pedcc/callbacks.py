@@ -103,7 +103,7 @@ class FinetuneCallback(keras.callbacks.Callback):
             self._stay_frozen(frozen)
             return
         with strategy_scope(self.model):
-            _rebuild_functions(self.model)
+            rebuild_functions(self.model)
         if self.verbose:
             print(f"\nEpoch {epoch + 1}: the centroids are trained from here on.")
 
@@ -135,7 +135,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         self.model.optimizer = wrapped
         # What a saved model is compiled with when it is loaded.
         self.model._compile_config.config["optimizer"] = wrapped
-        _rebuild_functions(self.model)
+        rebuild_functions(self.model)
 
     def _wrapped(self, inner, centroids):
         previous = inner if isinstance(inner, FinetuneOptimizer) else None
@@ -192,7 +192,7 @@ def _find_heads(model):
     return list({id(head): head for head in heads}.values())
 
 
-def _rebuild_functions(model):
+def rebuild_functions(model):
     """Makes Keras trace anew: a traced function keeps what it was traced with."""
     for name in ("train", "test", "predict"):
         if getattr(model, f"{name}_function") is not None:

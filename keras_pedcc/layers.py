@@ -41,6 +41,47 @@ def unit_vectors(vectors):
     return divide(vectors)
 
 
+def lengths(vectors):
+    """`|v|` of each row, at least 1e-6, so that its gradient is finite.
+
+    Args:
+        vectors: Float tensor, shape `(..., dim)`.
+
+    Returns:
+        Tensor of shape `(...)`: what `unit_vectors` divides by.
+    """
+    squared = ops.sum(ops.square(vectors), axis=-1)
+    return ops.sqrt(ops.maximum(squared, 1e-12))
+
+
+class MarginShare(keras.layers.Layer):
+    """Holds the share of its margin that a loss has under `MarginWarmup`.
+
+    A loss cannot own what changes while it is trained: a compiled step would keep
+    the value it was traced with. A weight of a layer is seen by every backend. It
+    is made when a callback asks for it, and not saved: it follows from the epoch.
+    """
+
+    def __init__(self):
+        super().__init__(name="margin_share", dtype="float32", trainable=False)
+        self.built = True
+        self.value = None
+
+    def get(self):
+        """The variable, made at the first call."""
+        if self.value is None:
+            self.value = self.add_weight(
+                shape=(), initializer="ones", trainable=False, name="margin_share"
+            )
+        return self.value
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass
+
+
 @keras.saving.register_keras_serializable("keras_pedcc")
 class CosineDense(keras.layers.Layer):
     """Classification head with trainable class centroids on the unit sphere.
@@ -48,7 +89,8 @@ class CosineDense(keras.layers.Layer):
     `logits[i, j] = cos(theta_ij) = x_i . c_j / (|x_i| |c_j|)`, with `x` the input
     and `c_j` the rows of the weight `centroids`. The logits are cosines, without
     a scale: the scale belongs to the loss. This is the head of AM-Softmax and
-    ArcFace; `PEDCCDense` is the one with predefined, frozen centroids.
+    ArcFace, and with `return_norm=True` of A-Softmax; `PEDCCDense` is the one with
+    predefined, frozen centroids.
 
     The layer computes in float32 under every dtype policy (in float64 under
     `"float64"`), because the square of a float16 feature overflows.
@@ -57,6 +99,9 @@ class CosineDense(keras.layers.Layer):
         num_classes: int, at least 2.
         return_features: bool. Whether to return the unit features beside the
             logits.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax
+            needs: their length before the division, and the training steps that
+            the layer has seen, which it counts in one more weight, `iterations`.
         kernel_initializer: Initializer of the centroids; only their direction
             matters.
         **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
@@ -67,11 +112,13 @@ class CosineDense(keras.layers.Layer):
     Returns:
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
-        [-1, 1]; else the logits alone.
+        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
+        and `"iterations"`, int32, both of shape `(batch,)`.
 
     Raises:
         TypeError: `num_classes` is not a whole number.
-        ValueError: `num_classes` or the last dimension of the input is below 2.
+        ValueError: `num_classes` or the last dimension of the input is below 2, or
+            a norm is asked for without features.
 
     Example:
 
@@ -88,42 +135,71 @@ class CosineDense(keras.layers.Layer):
         num_classes,
         *,
         return_features=True,
+        return_norm=False,
         kernel_initializer="random_normal",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if keras.backend.standardize_dtype(self.compute_dtype) != "float64":
-            self.dtype_policy = "float32"
+        use_full_precision(self)
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
+        if return_norm and not return_features:
+            raise ValueError(
+                "`return_norm` needs the features. Received: return_norm=True, "
+                "return_features=False. Leave `return_features` out."
+            )
         self.return_features = return_features
+        self.return_norm = return_norm
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
+        self.margin_share = MarginShare()
 
     def build(self, input_shape):
-        self._add_centroids(_check_dim(input_shape), self.kernel_initializer)
+        self._add_weights(check_dim(input_shape), self.kernel_initializer)
 
-    def call(self, inputs):
-        features = unit_vectors(ops.cast(inputs, self.compute_dtype))
+    def call(self, inputs, training=None):
+        inputs = ops.cast(inputs, self.compute_dtype)
+        features = unit_vectors(inputs)
         logits = _cosines(features, ops.convert_to_tensor(self.centroids))
-        if self.return_features:
-            return {"features": features, "logits": logits}
-        return logits
+        if not self.return_features:
+            return logits
+        outputs = {"features": features, "logits": logits}
+        if self.return_norm:
+            outputs["norm"] = lengths(inputs)
+            outputs["iterations"] = self._count(inputs, training)
+        return outputs
 
     def get_config(self):
         config = super().get_config()
         config["num_classes"] = self.num_classes
         config["return_features"] = self.return_features
+        config["return_norm"] = self.return_norm
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
         )
         return config
 
-    def _add_centroids(self, dim, initializer):
+    def _add_weights(self, dim, initializer):
         self.centroids = self.add_weight(
             shape=(self.num_classes, dim), initializer=initializer, name="centroids"
         )
+        if self.return_norm:
+            self.iterations = self.add_weight(
+                shape=(),
+                initializer="zeros",
+                dtype="int32",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="iterations",
+            )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _count(self, inputs, training):
+        """The training steps so far, this one included, for each sample."""
+        if training:
+            self.iterations.assign_add(1)
+        steps = ops.convert_to_tensor(self.iterations)
+        return ops.broadcast_to(steps, ops.shape(inputs)[:1])
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -153,6 +229,9 @@ class PEDCCDense(CosineDense):
             are loaded), `keras.models.clone_model` cannot and raises.
         return_features: bool. Whether to return the unit features beside the
             logits.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax
+            needs: their length before the division, and the training steps that
+            the layer has seen, which it counts in one more weight, `iterations`.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
             `keras.layers.Layer`.
 
@@ -162,12 +241,14 @@ class PEDCCDense(CosineDense):
     Returns:
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
-        [-1, 1]; else the logits alone.
+        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
+        and `"iterations"`, int32, both of shape `(batch,)`.
 
     Raises:
         TypeError: `num_classes` or `seed` is not a whole number.
-        ValueError: A size is below 2, `method` is unknown, or `centroids` has
-            another shape, a NaN, or a row of zeros.
+        ValueError: A size is below 2, `method` is unknown, `centroids` has
+            another shape, a NaN, or a row of zeros, or a norm is asked for without
+            features.
 
     Example:
 
@@ -187,11 +268,17 @@ class PEDCCDense(CosineDense):
         method="auto",
         centroids=None,
         return_features=True,
+        return_norm=False,
         **kwargs,
     ):
         kwargs.setdefault("trainable", False)
         kwargs.pop("kernel_initializer", None)
-        super().__init__(num_classes, return_features=return_features, **kwargs)
+        super().__init__(
+            num_classes,
+            return_features=return_features,
+            return_norm=return_norm,
+            **kwargs,
+        )
         check_whole(0, seed=seed)
         if method not in METHODS:
             raise ValueError(
@@ -218,8 +305,8 @@ class PEDCCDense(CosineDense):
             _let_tapes_watch(self.centroids)
 
     def build(self, input_shape):
-        dim = _check_dim(input_shape)
-        self._add_centroids(dim, self._initializer(dim))
+        dim = check_dim(input_shape)
+        self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
         if not isinstance(self._source, str | None):
@@ -292,7 +379,14 @@ def _cosines(features, centroids):
     return ops.transpose(scaled)
 
 
-def _check_dim(input_shape):
+def use_full_precision(layer):
+    """Has a layer compute in float32 whatever its policy, but for float64."""
+    if keras.backend.standardize_dtype(layer.compute_dtype) != "float64":
+        layer.dtype_policy = "float32"
+
+
+def check_dim(input_shape):
+    """Returns the size of the features, or raises a `ValueError`."""
     dim = input_shape[-1] if len(input_shape) == 2 else None
     if dim is None or dim < 2:
         raise ValueError(

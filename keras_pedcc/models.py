@@ -29,7 +29,8 @@ class PEDCCModel(keras.Model):
 
     Args:
         inputs: As in `keras.Model(inputs, outputs)`.
-        outputs: Dict with `"features"` and `"logits"`, as `PEDCCDense` returns.
+        outputs: Dict with `"features"` and `"logits"`, as `PEDCCDense` returns, and
+            what else the head has for its loss.
 
     Raises:
         ValueError: `outputs` is not such a dict; in `compile`, the loss takes
@@ -118,7 +119,7 @@ class PEDCCModel(keras.Model):
         return loss + extra / _number_of_replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        labels = {"features": y, "logits": y}
+        labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
     def get_metrics_result(self):
@@ -148,7 +149,7 @@ class PEDCCModel(keras.Model):
 
 
 def _check_outputs(outputs):
-    if not (isinstance(outputs, dict) and {"features", "logits"} == set(outputs)):
+    if not (isinstance(outputs, dict) and {"features", "logits"} <= set(outputs)):
         keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
         raise ValueError(
             '`outputs` must be a dict with the keys "features" and "logits". '

@@ -27,6 +27,85 @@ def soft_am_softmax(targets, cosines, scale, margin):
     return total - (targets * z).sum(axis=1)
 
 
+def margin_entropy(labels, cosines, lower, scales):
+    """Cross entropy of each sample, with `lower(cosine, label)` for its own class."""
+    cosines = np.asarray(cosines, "float64")
+    scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
+    losses = []
+    for label, row, scale in zip(np.asarray(labels, int), cosines, scales, strict=True):
+        own = scale[label] * lower(row[label], label)
+        exponents = np.append(np.delete(scale * row, label) - own, 0.0)
+        top = exponents.max()
+        rest = np.exp(exponents - top)
+        losses.append(
+            np.log1p(rest[:-1].sum()) if top == 0 else top + np.log(rest.sum())
+        )
+    return np.array(losses)
+
+
+def soft_margin_entropy(targets, cosines, lower, scales):
+    """The same for soft labels: each class gets its share of the lowering."""
+    targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
+    scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
+    scores = np.zeros(cosines.shape)
+    for i, j in np.ndindex(cosines.shape):
+        lowering = lower(cosines[i, j], j) - cosines[i, j]
+        scores[i, j] = scales[i, j] * (cosines[i, j] + targets[i, j] * lowering)
+    return soft_am_softmax(targets, scores, 1.0, 0.0)
+
+
+def turned(cosine, margin):
+    """The cosine of ArcFace."""
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if angle + margin <= np.pi:
+        return np.cos(angle + margin)
+    return np.cos(angle) + np.cos(margin) - 1
+
+
+def multiplied(cosine, multiple):
+    """The cosine of A-Softmax and L-Softmax."""
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    for k in range(multiple):
+        if angle <= (k + 1) * np.pi / multiple or k == multiple - 1:
+            return (-1) ** k * np.cos(multiple * angle) - 2 * k
+
+
+def arcface(labels, cosines, scale, margin):
+    margin = np.broadcast_to(margin, np.shape(cosines)[1])
+    return margin_entropy(
+        labels, cosines, lambda cosine, j: turned(cosine, margin[j]), scale
+    )
+
+
+def multiple_angle(labels, cosines, norms, multiple, annealing):
+    """A-Softmax with norms |x|, shape (batch, 1); L-Softmax with |w||x|."""
+
+    def lower(cosine, _):
+        psi = multiplied(cosine, multiple)
+        return (annealing * cosine + psi) / (1 + annealing)
+
+    return margin_entropy(labels, cosines, lower, norms)
+
+
+def hinge(labels, logits, margin):
+    logits = np.asarray(logits, "float64")
+    return np.array(
+        [
+            max(0.0, margin + np.delete(row, label).max() - row[label])
+            for label, row in zip(labels, logits, strict=True)
+        ]
+    )
+
+
+def center_step(labels, features, centers, rate):
+    """The centres after one published step."""
+    after = np.array(centers, "float64")
+    for j in range(len(centers)):
+        mine = np.asarray(features, "float64")[labels == j]
+        after[j] -= rate * (centers[j] - mine).sum(axis=0) / (1 + len(mine))
+    return after
+
+
 def distance(labels, cosines):
     """Eq. 9 for each sample."""
     return 1 - np.asarray(cosines, "float64")[np.arange(len(labels)), labels]

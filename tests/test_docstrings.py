@@ -12,12 +12,18 @@ MODULES = [
     "backup",
     "callbacks",
     "centroids",
+    "heads",
     "layers",
-    "losses",
+    "losses.center",
+    "losses.hinge",
+    "losses.margin",
+    "losses.multiple_angle",
+    "losses.pedcc",
     "metrics",
     "models",
     "report",
     "storage",
+    "warmup",
 ]
 
 

@@ -3,57 +3,12 @@ import numpy as np
 import pytest
 import reference
 from keras import ops
+from tensors import KINDS, assert_allclose, gradient_of, make_cosines, numpy_of
 
 from keras_pedcc import PEDCCLoss
 from keras_pedcc.losses import am_softmax_loss, centroid_distance, pedcc_loss
 
 TINY = 1e-36  # below it float32 loses digits
-
-
-def numpy_of(tensor):
-    return ops.convert_to_numpy(tensor)
-
-
-def assert_allclose(actual, desired, rtol=1e-5, atol=0.0):
-    np.testing.assert_allclose(numpy_of(actual), desired, rtol=rtol, atol=atol)
-
-
-def gradient_of(function, array):
-    """Gradient of the sum of `function(array)`, on any backend."""
-    array = ops.convert_to_tensor(array)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(array)
-            total = ops.sum(function(array))
-        return numpy_of(tape.gradient(total, array))
-    if backend == "jax":
-        import jax
-
-        return numpy_of(jax.grad(lambda x: ops.sum(function(x)))(array))
-    array = array.detach().requires_grad_()
-    ops.sum(function(array)).backward()
-    return numpy_of(array.grad)
-
-
-def make_cosines(rng, num_classes, kind, batch=32):
-    cosines = rng.uniform(-1, 1, (batch, num_classes)).astype("float32")
-    labels = rng.integers(0, num_classes, batch)
-    if kind == "signs":
-        cosines = np.sign(cosines)
-    if kind == "on_centroid":
-        cosines[np.arange(batch), labels] = 1.0
-    if kind == "opposite":
-        cosines[np.arange(batch), labels] = -1.0
-    if kind == "saturated":
-        cosines = np.full_like(cosines, -1.0)
-        cosines[np.arange(batch), labels] = 1.0
-    return cosines, labels
-
-
-KINDS = ["random", "signs", "on_centroid", "opposite", "saturated"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,54 +1,18 @@
-"""PEDCC-Loss: pure functions of labels and cosines, and a thin Keras loss."""
-
-import numbers
+"""PEDCC-Loss, eqs. 9 and 10, as functions and as a Keras loss."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_pedcc.labels import logits_of, prepare
-
-
-def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
-    """Additive-margin softmax loss of each sample, eq. 8.
-
-    `L = -log(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))`,
-    with s = `scale`, m = `margin` and `cos_j` the logits. For soft labels t, whose
-    rows sum to 1: `z_j = s (cos_j - m t_j)`, `L = logsumexp(z) - sum_j t_j z_j`,
-    which is the same for one-hot t. With `margin=0` it is the softmax cross
-    entropy of `scale * logits`.
-
-    Computed in float32 (float64 for float64 logits), accurate to 1e-5 relative
-    also where it is tiny.
-
-    Args:
-        y_true: Labels, whole numbers in [0, num_classes) of any dtype, shape
-            `(batch,)` or `(batch, 1)`; or one-hot or soft labels, shape
-            `(batch, num_classes)`, rows that are not negative and sum to 1.
-        y_pred: Cosines in [-1, 1], shape `(batch, num_classes)`; or the dict of
-            `"features"` and `"logits"` that the heads of this package return.
-        scale: Positive float s; the paper takes 15.
-        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5.
-
-    Returns:
-        Tensor of shape `(batch,)`, not negative. NaN where the label is not
-        valid or a logit is NaN.
-
-    Raises:
-        ValueError: A shape, `scale` or `margin` does not fit.
-
-    Example:
-
-    >>> loss = am_softmax_loss([0], [[1.0, -1.0]], scale=1.0, margin=0.0)
-    >>> round(float(loss[0]), 4)  # log(1 + exp(-2))
-    0.1269
-
-    Reference: Zhu et al., IEEE Access 2020, eq. 8; Wang et al., "Additive Margin
-    Softmax for Face Verification", 2018.
-    """
-    _check_range("scale", scale, 0.0, float("inf"), open_below=True)
-    _check_range("margin", margin, 0.0, 2.0)
-    return _loss(*prepare(y_true, y_pred), scale, margin, mse_weight=0.0)
+from keras_pedcc.losses.arguments import (
+    check_dtype,
+    check_margin,
+    check_range,
+    check_scale,
+    plain_margin,
+    warmed_margin,
+)
+from keras_pedcc.losses.entropy import additive_entropy, distance
 
 
 def centroid_distance(y_true, y_pred):
@@ -68,7 +32,7 @@ def centroid_distance(y_true, y_pred):
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    return _distance(*prepare(y_true, y_pred))
+    return distance(*prepare(y_true, y_pred))
 
 
 def pedcc_loss(
@@ -98,7 +62,8 @@ def pedcc_loss(
         y_true: Labels, see `am_softmax_loss`.
         y_pred: Cosines, see `am_softmax_loss`.
         scale: Positive float s; the paper takes 15.
-        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5.
+        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or one
+            for each class, see `am_softmax_loss`.
         mse_weight: Float lambda, not negative; the paper takes 10.
         mse_root: Whole number n, at least 1; the paper compares 1, 2 and 3.
         sample_weight: Weights, shape `(batch,)` or `(batch, 1)`, or `None`.
@@ -121,11 +86,12 @@ def pedcc_loss(
     prepared = prepare(y_true, y_pred)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
-    loss = _weighted(_loss(*prepared, scale, margin, inside), sample_weight)
+    loss = additive_entropy(*prepared, scale, margin, inside)
+    loss = _weighted(loss, sample_weight)
     if mse_root == 1:
         return loss
-    distance = _weighted(_distance(*prepared), sample_weight)
-    return loss + mse_weight * _root(_mean_over_replicas(distance), mse_root)
+    mean = _mean_over_replicas(_weighted(distance(*prepared), sample_weight))
+    return loss + mse_weight * _root(mean, mse_root)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -140,7 +106,8 @@ class PEDCCLoss(keras.losses.Loss):
 
     Args:
         scale: Positive float s; the paper takes 15.
-        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5.
+        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or one
+            for each class, see `am_softmax_loss`.
         mse_weight: Float lambda, not negative; the paper takes 10.
         mse_root: Whole number n, at least 1; the paper compares 1, 2 and 3.
         reduction: See `keras.losses.Loss`. With `mse_root` above 1 only
@@ -173,12 +140,7 @@ class PEDCCLoss(keras.losses.Loss):
         name="pedcc_loss",
         dtype="float32",
     ):
-        if dtype not in (None, "float32", "float64"):
-            raise ValueError(
-                '`dtype` must be "float32" or "float64": a shorter one rounds the '
-                f"labels. Received: dtype={dtype!r}. Leave it out."
-            )
-        super().__init__(name=name, reduction=reduction, dtype=dtype or "float32")
+        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         check_constants(scale, margin, mse_weight, mse_root)
         if mse_root > 1 and reduction not in ("sum_over_batch_size", "mean"):
             raise ValueError(
@@ -187,7 +149,8 @@ class PEDCCLoss(keras.losses.Loss):
                 f'mse_root={mse_root}. Pass reduction="sum_over_batch_size".'
             )
         self.scale = float(scale)
-        self.margin = float(margin)
+        self.margin = plain_margin(margin)
+        self.margin_share = None
         self.mse_weight = float(mse_weight)
         self.mse_root = int(mse_root)
 
@@ -204,7 +167,7 @@ class PEDCCLoss(keras.losses.Loss):
             y_true,
             y_pred,
             scale=self.scale,
-            margin=self.margin,
+            margin=warmed_margin(self),
             mse_weight=self.mse_weight,
             mse_root=self.mse_root,
             sample_weight=weight,
@@ -219,94 +182,14 @@ class PEDCCLoss(keras.losses.Loss):
 
 def check_constants(scale, margin, mse_weight, mse_root):
     """Raises a `ValueError` unless the constants of eq. 10 are in range."""
-    _check_range("scale", scale, 0.0, float("inf"), open_below=True)
-    _check_range("margin", margin, 0.0, 2.0)
-    _check_range("mse_weight", mse_weight, 0.0, float("inf"))
+    check_scale(scale)
+    check_margin(margin, 2.0)
+    check_range("mse_weight", mse_weight, 0.0, float("inf"))
     if isinstance(mse_root, bool) or mse_root not in range(1, 1000):
         raise ValueError(
             "`mse_root` must be a whole number from 1 up (the paper compares 1, 2 "
             f"and 3). Received: mse_root={mse_root!r}. Pass an int."
         )
-
-
-def _check_range(name, value, low, high, open_below=False):
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    above = number and (value > low if open_below else value >= low)
-    if not (above and value <= high and value != float("inf")):
-        left, right = "(" if open_below else "[", ")" if high == float("inf") else "]"
-        raise ValueError(
-            f"`{name}` must be a number in {left}{low:g}, {high:g}{right}. "
-            f"Received: {name}={value!r}. Pass a float in that range."
-        )
-
-
-def _loss(logits, target, valid, scale, margin, mse_weight):
-    """The losses of eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`."""
-    if len(target.shape) == 1:
-        return _hard_loss(logits, target, valid, scale, margin, mse_weight)
-    loss = ops.where(valid, _soft_am_softmax(logits, target, scale, margin), np.nan)
-    return loss + mse_weight * _distance(logits, target, valid)
-
-
-def _distance(logits, target, valid):
-    if len(target.shape) == 2:
-        distance = ops.sum(target * (1 - logits), axis=1)
-    else:
-        own = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)
-        distance = 1 - own[:, 0]
-    return ops.where(valid, distance, np.nan)
-
-
-def _hard_loss(logits, index, valid, scale, margin, mse_weight):
-    """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
-
-    With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
-    operations and passes over `(batch, num_classes)` as there can be. The class y
-    is masked inside the sum, because subtracting it afterwards would cancel;
-    `top = max(0, max_j u_j)` keeps exp in range.
-    """
-    rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
-    at = ops.stack([rows, index], axis=1)
-
-    @ops.custom_gradient
-    def loss(logits):
-        own = ops.take_along_axis(logits, at[:, 1:], axis=1)
-        own = ops.where(ops.expand_dims(valid, 1), own, np.nan)
-        lowered = own - margin
-        others = ops.scatter_update(logits, at, ops.full_like(own[:, 0], -np.inf))
-        nearest = ops.max(others, axis=1, keepdims=True)
-        top = ops.relu(scale * (nearest - lowered))
-        powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))
-        total = ops.sum(powers, axis=1, keepdims=True)
-        value = top + ops.log1p(ops.expm1(-top) + total) + mse_weight * (1 - own)
-
-        def gradient(*args, upstream=None):
-            upstream = ops.expand_dims(args[0] if upstream is None else upstream, 1)
-            rate = upstream * (scale / (ops.exp(-top) + total))
-            at_own = -(rate * total + upstream * mse_weight)[:, 0]
-            return ops.scatter_update(powers * rate, at, at_own)
-
-        return value[:, 0], gradient
-
-    return loss(logits)
-
-
-def _soft_am_softmax(logits, target, scale, margin):
-    """`log(sum_j exp(u_j))` with `u_j = z_j - sum_k t_k z_k`.
-
-    The entry of the largest target is kept apart: for one-hot labels it is
-    exp(0), and a plain logsumexp would lose the rest of the sum beside it.
-    """
-    shifted = logits - margin * target
-    mean = ops.sum(target * shifted, axis=1, keepdims=True)
-    exponent = scale * (shifted - mean)
-    largest = ops.expand_dims(ops.argmax(target, axis=1), 1)
-    itself = ops.equal(ops.arange(logits.shape[1], dtype=largest.dtype), largest)
-    top = ops.stop_gradient(ops.max(exponent, axis=1, keepdims=True))
-    top = ops.maximum(top, 0.0)
-    exponent = exponent - top
-    terms = ops.where(itself, ops.expm1(exponent), ops.exp(exponent))
-    return top[:, 0] + ops.log1p(ops.sum(terms, axis=1))
 
 
 def _weighted(values, sample_weight):

@@ -1,0 +1,173 @@
+"""Heads for losses that need more than cosines: L-Softmax and center loss."""
+
+import keras
+from keras import ops
+
+from keras_pedcc.checks import check_whole
+from keras_pedcc.layers import (
+    CosineDense,
+    check_dim,
+    lengths,
+    unit_vectors,
+    use_full_precision,
+)
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class ProductDense(CosineDense):
+    """Classification head with trainable weights that keep their length.
+
+    `logits[i, j] = w_j . x_i = |w_j||x_i| cos(theta_ij)`, with `x` the input and `w_j`
+    the rows of the weight `centroids`: a `Dense` layer without bias, with what
+    L-Softmax needs beside its output. As with every head of this package the
+    largest logit is the class, `features` are unit vectors, and `norm` is the
+    factor between the cosine and the score of softmax: here `|w_j||x_i|`, where for
+    the unit weights of `CosineDense` it is `|x_i|`.
+
+    Args:
+        num_classes: int, at least 2.
+        kernel_initializer: Initializer of the weights.
+        **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Returns:
+        Dict of `"features"`, shape `(batch, dim)`, `"logits"` and `"norm"`, shape
+        `(batch, num_classes)`, and `"iterations"`, int32, shape `(batch,)`: the
+        training steps that the layer has seen.
+
+    Raises:
+        TypeError: `num_classes` is not a whole number.
+        ValueError: `num_classes` or the last dimension of the input is below 2.
+
+    Example:
+
+    >>> outputs = keras_pedcc.ProductDense(10)(keras.ops.ones((2, 64)))
+    >>> sorted(outputs)
+    ['features', 'iterations', 'logits', 'norm']
+
+    Reference: Liu et al., "Large-Margin Softmax Loss for Convolutional Neural
+    Networks", 2016, eq. 1.
+    """
+
+    def __init__(self, num_classes, *, kernel_initializer="glorot_uniform", **kwargs):
+        super().__init__(
+            num_classes,
+            return_norm=True,
+            kernel_initializer=kernel_initializer,
+            **kwargs,
+        )
+
+    def call(self, inputs, training=None):
+        outputs = super().call(inputs, training=training)
+        weights = lengths(ops.convert_to_tensor(self.centroids))
+        norm = ops.expand_dims(outputs["norm"], 1) * weights
+        return {**outputs, "logits": norm * outputs["logits"], "norm": norm}
+
+    def get_config(self):
+        config = super().get_config()
+        del config["return_features"], config["return_norm"]
+        return config
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class CenterDense(keras.layers.Layer):
+    """A `Dense` classification head with a centre for each class, for `CenterLoss`.
+
+    `logits = x . kernel + bias`, and `distances[i, j] = |x_i - c_j|^2`, with `x` the
+    input and `c_j` the rows of the weight `centers`. The distances come twice, equal
+    in value: the gradient of `distances` goes to the features alone, that of
+    `center_distances` to the centres alone, so that `CenterLoss` can move each in
+    its own way. `features` are unit vectors; `features * norm[:, None]` is the input.
+
+    The centres are marked as such for `FinetuneOptimizer`, whose second optimizer
+    trains them: `FinetuneOptimizer(SGD(0.1, momentum=0.9), SGD(0.5))` has
+    alpha = 0.5. Any other optimizer treats them as weights like others. Distances
+    are rounded to about 1e-6 of `|x|^2 + |c|^2`; the layer computes in float32.
+
+    Args:
+        num_classes: int, at least 2.
+        kernel_initializer: Initializer of the kernel, shape `(dim, num_classes)`.
+        center_initializer: Initializer of the centres, shape `(num_classes, dim)`.
+        **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Returns:
+        Dict of `"features"`, shape `(batch, dim)`, `"norm"`, shape `(batch,)`, and
+        `"logits"`, `"distances"` and `"center_distances"`, shape
+        `(batch, num_classes)`.
+
+    Raises:
+        TypeError: `num_classes` is not a whole number.
+        ValueError: `num_classes` or the last dimension of the input is below 2.
+
+    Example:
+
+    >>> outputs = keras_pedcc.CenterDense(10)(keras.ops.ones((2, 64)))
+    >>> float(outputs["distances"][0, 0])  # from the centre 0
+    64.0
+
+    Reference: Wen et al., "A Discriminative Feature Learning Approach for Deep Face
+    Recognition", 2016, section 3.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        kernel_initializer="glorot_uniform",
+        center_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        use_full_precision(self)
+        check_whole(2, num_classes=num_classes)
+        self.num_classes = int(num_classes)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.center_initializer = keras.initializers.get(center_initializer)
+        self.input_spec = keras.layers.InputSpec(ndim=2)
+
+    def build(self, input_shape):
+        dim, num_classes = check_dim(input_shape), self.num_classes
+        self.kernel = self.add_weight(
+            shape=(dim, num_classes), initializer=self.kernel_initializer, name="kernel"
+        )
+        self.bias = self.add_weight(
+            shape=(num_classes,), initializer="zeros", name="bias"
+        )
+        self.centers = self.add_weight(
+            shape=(num_classes, dim),
+            initializer=self.center_initializer,
+            name="centers",
+        )
+        self.centers.is_centroids = True
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def call(self, inputs):
+        inputs = ops.cast(inputs, self.compute_dtype)
+        centers = ops.convert_to_tensor(self.centers)
+        return {
+            "features": unit_vectors(inputs),
+            "norm": lengths(inputs),
+            "logits": ops.matmul(inputs, self.kernel) + self.bias,
+            "distances": _squared(inputs, ops.stop_gradient(centers)),
+            "center_distances": _squared(ops.stop_gradient(inputs), centers),
+        }
+
+    def get_config(self):
+        serialize = keras.initializers.serialize
+        config = super().get_config()
+        config["num_classes"] = self.num_classes
+        config["kernel_initializer"] = serialize(self.kernel_initializer)
+        config["center_initializer"] = serialize(self.center_initializer)
+        return config
+
+
+def _squared(inputs, centers):
+    """`|x_i - c_j|^2`, shape `(batch, num_classes)`, without the differences."""
+    products = ops.matmul(inputs, ops.transpose(centers))
+    own = ops.sum(ops.square(inputs), axis=1, keepdims=True)
+    return own - 2 * products + ops.sum(ops.square(centers), axis=1)

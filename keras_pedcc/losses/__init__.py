@@ -1,0 +1,37 @@
+"""Losses: PEDCC-Loss and the losses that it is compared with."""
+
+from keras_pedcc.losses.center import CenterLoss, center_loss
+from keras_pedcc.losses.hinge import HingeLoss, hinge_loss
+from keras_pedcc.losses.margin import (
+    AMSoftmaxLoss,
+    ArcFaceLoss,
+    am_softmax_loss,
+    arcface_loss,
+)
+from keras_pedcc.losses.multiple_angle import (
+    ASoftmaxLoss,
+    LSoftmaxLoss,
+    a_softmax_loss,
+    annealing_lambda,
+    l_softmax_loss,
+)
+from keras_pedcc.losses.pedcc import PEDCCLoss, centroid_distance, pedcc_loss
+
+__all__ = [
+    "AMSoftmaxLoss",
+    "ASoftmaxLoss",
+    "ArcFaceLoss",
+    "CenterLoss",
+    "HingeLoss",
+    "LSoftmaxLoss",
+    "PEDCCLoss",
+    "a_softmax_loss",
+    "am_softmax_loss",
+    "annealing_lambda",
+    "arcface_loss",
+    "center_loss",
+    "centroid_distance",
+    "hinge_loss",
+    "l_softmax_loss",
+    "pedcc_loss",
+]

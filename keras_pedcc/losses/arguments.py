@@ -1,0 +1,94 @@
+"""The constants of losses: what is checked of them, and the form they are used in."""
+
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def check_range(name, value, low, high, open_below=False, why=""):
+    """Raises a `ValueError` unless `value` is a number from `low` to `high`."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    above = number and (value > low if open_below else value >= low)
+    if not (above and value <= high and value != float("inf")):
+        left, right = "(" if open_below else "[", ")" if high == float("inf") else "]"
+        raise ValueError(
+            f"`{name}` must be a number in {left}{low:g}, {high:g}{right}{why}. "
+            f"Received: {name}={value!r}. Pass a float in that range."
+        )
+
+
+def check_scale(scale):
+    """Raises a `ValueError` unless `scale` is a positive number."""
+    check_range("scale", scale, 0.0, float("inf"), open_below=True)
+
+
+def check_margin(margin, high, why=""):
+    """Raises unless a margin, or each of one per class, is from 0 to `high`.
+
+    A tensor or variable is taken as it is: its value may not be known yet.
+    """
+    if is_tensor(margin):
+        return
+    for each in margin if is_sequence(margin) else [margin]:
+        check_range("margin", each, 0.0, high, why=why)
+
+
+def check_dtype(dtype):
+    """Returns the dtype a loss computes in, or raises a `ValueError`."""
+    if dtype not in (None, "float32", "float64"):
+        raise ValueError(
+            '`dtype` must be "float32" or "float64": a shorter one rounds the '
+            f"labels. Received: dtype={dtype!r}. Leave it out."
+        )
+    return dtype or "float32"
+
+
+def is_tensor(value):
+    """Whether a value is a tensor of the backend or a Keras variable."""
+    return isinstance(value, keras.Variable) or ops.is_tensor(value)
+
+
+def is_sequence(value):
+    """Whether a value is a list, tuple or array with one entry per class."""
+    array = isinstance(value, np.ndarray) and value.ndim == 1
+    return array or isinstance(value, list | tuple)
+
+
+def plain_margin(margin):
+    """A margin as a float, or as a list of floats: what a config can hold."""
+    if is_sequence(margin):
+        return [float(each) for each in margin]
+    return float(margin)
+
+
+def warmed_margin(loss):
+    """The margin of a loss, times the share that `MarginWarmup` gives it."""
+    if loss.margin_share is None:
+        return loss.margin
+    share = ops.convert_to_tensor(loss.margin_share)
+    return share * ops.convert_to_tensor(loss.margin, share.dtype)
+
+
+def margin_of(margin, logits, target):
+    """The margin in the shape in which it is subtracted, or added to an angle.
+
+    One margin for all classes: a number, or a tensor of shape `()`. One per class:
+    for indices as `target` that of each sample's class, shape `(batch, 1)`; for
+    soft labels shape `(num_classes,)`.
+    """
+    if isinstance(margin, numbers.Real):
+        return margin
+    margin = ops.cast(ops.convert_to_tensor(margin), logits.dtype)
+    if len(margin.shape) == 0:
+        return margin
+    if tuple(margin.shape) != (logits.shape[1],):
+        raise ValueError(
+            "`margin` must be one number, or one per class. Received: margin of "
+            f"shape {tuple(margin.shape)}, num_classes={logits.shape[1]}. Pass as "
+            "many as there are classes."
+        )
+    if len(target.shape) == 2:
+        return margin
+    return ops.expand_dims(ops.take(margin, target), 1)

@@ -1,0 +1,130 @@
+"""Center loss: softmax cross entropy and the distance to a moving class centre."""
+
+import keras
+from keras import ops
+
+from keras_pedcc.labels import prepare
+from keras_pedcc.losses.arguments import check_dtype, check_range
+from keras_pedcc.losses.entropy import margin_entropy
+
+
+def center_loss(y_true, y_pred, *, center_weight=0.003):
+    """Center loss as a vector whose mean over the batch is the loss.
+
+    `L = mean_i(-log softmax(l_i)_y) + lambda/2 mean_i |x_i - c_y|^2`, with l the
+    logits, x the features with their length, c_j the centres of `CenterDense`,
+    and lambda = `center_weight`. The gradient over x is that of L. The gradient over
+    the centres is the published step instead,
+    `delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j)`, with n_j the samples of class
+    j in the batch, whatever lambda is: plain SGD of rate alpha on the centres is
+    then `c_j -= alpha delta_j`. For soft labels t, `|x - c_y|^2` is
+    `sum_j t_j |x - c_j|^2` and n_j is `sum_i t_ij`.
+
+    Args:
+        y_true: Labels, see `am_softmax_loss`.
+        y_pred: Dict of `CenterDense`.
+        center_weight: Float lambda, not negative; published with 0.003.
+
+    Returns:
+        Tensor of shape `(batch,)`; NaN as in `am_softmax_loss`.
+
+    Raises:
+        ValueError: A shape or `center_weight` does not fit, or `y_pred` has no
+            distances.
+
+    Example:
+
+    >>> outputs = {"features": [[1.0]], "logits": [[0.0, 0.0]]}
+    >>> outputs |= {name: [[2.0, 9.0]] for name in ("distances", "center_distances")}
+    >>> loss = keras_pedcc.losses.center_loss([0], outputs, center_weight=1.0)
+    >>> round(float(loss[0]), 4)  # log(2) + 2 / 2
+    1.6931
+
+    Reference: Wen et al., "A Discriminative Feature Learning Approach for Deep Face
+    Recognition", 2016, eqs. 2 to 5.
+    """
+    check_range("center_weight", center_weight, 0.0, float("inf"))
+    logits, target, valid = prepare(y_true, y_pred)
+    loss = margin_entropy(logits, target, valid, lambda logit: logit)
+    if len(target.shape) == 1:
+        target = ops.one_hot(target, logits.shape[1], dtype=logits.dtype)
+    pull = ops.sum(target * _entry(y_pred, "distances", logits), axis=1)
+    step = _center_step(target, _entry(y_pred, "center_distances", logits))
+    return loss + center_weight / 2 * pull + step
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class CenterLoss(keras.losses.Loss):
+    """Center loss. Class form of `center_loss`.
+
+    For `CenterDense` in a `PEDCCModel`, with an optimizer that moves the centres at
+    their own rate alpha; published with 0.5. Sample weights scale what a sample
+    adds to the loss and to the step of its centre; n_j counts the samples.
+    On several TensorFlow replicas, or with gradient accumulation, the step of a
+    centre is the mean of the steps of the parts.
+
+    Args:
+        center_weight: Float lambda, not negative; published with 0.003.
+        reduction: `"sum_over_batch_size"` or `"mean"`: with another the gradient
+            over the centres would not be their step.
+        name: Name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+
+    >>> inputs = keras.Input((8,))
+    >>> model = keras_pedcc.PEDCCModel(inputs, keras_pedcc.CenterDense(10)(inputs))
+    >>> sgd = keras.optimizers.SGD
+    >>> optimizer = keras_pedcc.FinetuneOptimizer(sgd(0.1), sgd(0.5))
+    >>> model.compile(optimizer, keras_pedcc.CenterLoss())
+    >>> history = model.fit(x, y, verbose=0)
+
+    Reference: Wen et al., "A Discriminative Feature Learning Approach for Deep Face
+    Recognition", 2016, eqs. 2 to 5.
+    """
+
+    def __init__(
+        self,
+        center_weight=0.003,
+        *,
+        reduction="sum_over_batch_size",
+        name="center_loss",
+        dtype="float32",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
+        check_range("center_weight", center_weight, 0.0, float("inf"))
+        if reduction not in ("sum_over_batch_size", "mean"):
+            raise ValueError(
+                "`reduction` must be a mean: the gradient over the centres is their "
+                f"step only then. Received: reduction={reduction!r}. Pass "
+                'reduction="sum_over_batch_size".'
+            )
+        self.center_weight = float(center_weight)
+
+    def call(self, y_true, y_pred):
+        return center_loss(y_true, y_pred, center_weight=self.center_weight)
+
+    def get_config(self):
+        own = {"center_weight": self.center_weight, "dtype": self.dtype}
+        return {**super().get_config(), **own}
+
+
+def _center_step(target, distances):
+    """A vector of zeros whose mean has the published step as its gradient."""
+    share = target / (1 + ops.sum(target, axis=0))
+    pull = ops.sum(share * distances, axis=1) / 2
+    size = ops.cast(ops.shape(target)[0], target.dtype)
+    return size * (pull - ops.stop_gradient(pull))
+
+
+def _entry(y_pred, name, logits):
+    if not isinstance(y_pred, dict) or name not in y_pred:
+        keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
+        raise ValueError(
+            f'`y_pred` must be a dict with the key "{name}". Received: {keys}. Make '
+            "the head `CenterDense(num_classes)`."
+        )
+    return ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype)

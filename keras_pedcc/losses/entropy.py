@@ -1,0 +1,120 @@
+"""The softmax cross entropy that the losses share, with a margin for the own class."""
+
+import numpy as np
+from keras import ops
+
+from keras_pedcc.losses.arguments import margin_of
+
+
+def margin_entropy(logits, target, valid, lower, scale=1.0):
+    """Cross entropy of `scale * logits` with `lower(logits)` for the own class.
+
+    `L = log(1 + sum_{j != y} exp(s_j l_j - s_y lower(l_y)))`, with l the logits and s
+    = `scale`. The class y is masked inside the sum: subtracting it afterwards
+    would cancel. For soft labels t class j gets the share t_j of the lowering:
+    `z_j = s_j (l_j + t_j (lower(l_j) - l_j))`, `L = logsumexp(z) - sum_j t_j z_j`.
+
+    Args:
+        logits: Float tensor, shape `(batch, num_classes)`.
+        target: Indices, shape `(batch,)`, or soft labels, shape
+            `(batch, num_classes)`; see `labels.prepare`.
+        valid: Which samples have a valid label, shape `(batch,)`.
+        lower: Function of logits, shape `(batch, 1)` or `(batch, num_classes)`.
+        scale: Float, or tensor of shape `(batch, 1)` or `(batch, num_classes)`.
+
+    Returns:
+        Tensor of shape `(batch,)`, NaN where not valid.
+    """
+    if len(target.shape) == 2:
+        lowered = logits + target * (lower(logits) - logits)
+        loss = soft_entropy(scale * lowered, target)
+    else:
+        index = ops.expand_dims(target, 1)
+        own = lower(ops.take_along_axis(logits, index, axis=1))
+        itself = ops.equal(ops.arange(logits.shape[1], dtype=index.dtype), index)
+        others = ops.where(itself, -np.inf, scale * logits)
+        loss = _entropy(_own_scale(scale, index) * own, others)
+    return ops.where(valid, loss, np.nan)
+
+
+def soft_entropy(scores, target):
+    """`logsumexp(z) - sum_j t_j z_j = log(sum_j exp(z_j - sum_k t_k z_k))`.
+
+    The entry of the largest target is kept apart: for one-hot labels it is
+    exp(0), and a plain logsumexp would lose the rest of the sum beside it.
+    """
+    mean = ops.sum(target * scores, axis=1, keepdims=True)
+    exponent = scores - mean
+    largest = ops.expand_dims(ops.argmax(target, axis=1), 1)
+    itself = ops.equal(ops.arange(scores.shape[1], dtype=largest.dtype), largest)
+    top = ops.stop_gradient(ops.max(exponent, axis=1, keepdims=True))
+    top = ops.maximum(top, 0.0)
+    exponent = exponent - top
+    terms = ops.where(itself, ops.expm1(exponent), ops.exp(exponent))
+    return top[:, 0] + ops.log1p(ops.sum(terms, axis=1))
+
+
+def additive_entropy(logits, target, valid, scale, margin, mse_weight=0.0):
+    """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`."""
+    margin = margin_of(margin, logits, target)
+    if len(target.shape) == 1:
+        return _hard_additive_entropy(logits, target, valid, scale, margin, mse_weight)
+    loss = margin_entropy(logits, target, valid, lambda cos: cos - margin, scale)
+    return loss + mse_weight * distance(logits, target, valid)
+
+
+def distance(logits, target, valid):
+    """Eq. 9, shape `(batch,)`."""
+    if len(target.shape) == 2:
+        own = ops.sum(target * (1 - logits), axis=1)
+    else:
+        cosines = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)
+        own = 1 - cosines[:, 0]
+    return ops.where(valid, own, np.nan)
+
+
+def _entropy(own, others):
+    """`log(1 + sum_j exp(others_j - own))`, exp kept in range by the largest."""
+    exponent = others - own
+    top = ops.stop_gradient(ops.relu(ops.max(exponent, axis=1, keepdims=True)))
+    total = ops.sum(ops.exp(exponent - top), axis=1, keepdims=True)
+    return (top + ops.log1p(ops.expm1(-top) + total))[:, 0]
+
+
+def _own_scale(scale, index):
+    per_class = len(getattr(scale, "shape", ())) == 2 and scale.shape[1] != 1
+    return ops.take_along_axis(scale, index, axis=1) if per_class else scale
+
+
+def _hard_additive_entropy(logits, index, valid, scale, margin, mse_weight):
+    """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
+
+    With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
+    operations and passes over `(batch, num_classes)` as there can be. The class y
+    is masked inside the sum, because subtracting it afterwards would cancel;
+    `top = max(0, max_j u_j)` keeps exp in range.
+    """
+    rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
+    at = ops.stack([rows, index], axis=1)
+
+    @ops.custom_gradient
+    def loss(logits):
+        own = ops.take_along_axis(logits, at[:, 1:], axis=1)
+        own = ops.where(ops.expand_dims(valid, 1), own, np.nan)
+        lowered = own - margin
+        others = ops.scatter_update(logits, at, ops.full_like(own[:, 0], -np.inf))
+        nearest = ops.max(others, axis=1, keepdims=True)
+        top = ops.relu(scale * (nearest - lowered))
+        powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))
+        total = ops.sum(powers, axis=1, keepdims=True)
+        value = top + ops.log1p(ops.expm1(-top) + total) + mse_weight * (1 - own)
+
+        def gradient(*args, upstream=None):
+            upstream = ops.expand_dims(args[0] if upstream is None else upstream, 1)
+            rate = upstream * (scale / (ops.exp(-top) + total))
+            at_own = -(rate * total + upstream * mse_weight)[:, 0]
+            return ops.scatter_update(powers * rate, at, at_own)
+
+        return value[:, 0], gradient
+
+    return loss(logits)

@@ -1,0 +1,241 @@
+"""Losses with a margin on the cosine or on the angle: AM-Softmax and ArcFace."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_pedcc.labels import logits_of, prepare
+from keras_pedcc.losses.arguments import (
+    check_dtype,
+    check_margin,
+    check_scale,
+    margin_of,
+    plain_margin,
+    warmed_margin,
+)
+from keras_pedcc.losses.entropy import additive_entropy, margin_entropy
+
+_ANGLES = " radians: above pi the loss would not grow with the angle"
+
+
+def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
+    """Additive-margin softmax loss (CosFace) of each sample, eq. 8.
+
+    `L = -log(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))`,
+    with s = `scale`, m = `margin` and `cos_j` the logits. For soft labels t, whose
+    rows sum to 1: `z_j = s (cos_j - m t_j)`, `L = logsumexp(z) - sum_j t_j z_j`,
+    which is the same for one-hot t. With `margin=0` it is the softmax cross
+    entropy of `scale * logits`.
+
+    Computed in float32 (float64 for float64 logits), accurate to 1e-5 relative
+    also where it is tiny.
+
+    Args:
+        y_true: Labels, whole numbers in [0, num_classes) of any dtype, shape
+            `(batch,)` or `(batch, 1)`; or one-hot or soft labels, shape
+            `(batch, num_classes)`, rows that are not negative and sum to 1.
+        y_pred: Cosines in [-1, 1], shape `(batch, num_classes)`; or the dict of
+            `"features"` and `"logits"` that the heads of this package return.
+        scale: Positive float s; the paper takes 15.
+        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or a
+            sequence of `num_classes` floats, one for each class; or a scalar
+            tensor, whose value is not checked.
+
+    Returns:
+        Tensor of shape `(batch,)`, not negative. NaN where the label is not
+        valid or a logit is NaN.
+
+    Raises:
+        ValueError: A shape, `scale` or `margin` does not fit.
+
+    Example:
+
+    >>> loss = keras_pedcc.losses.am_softmax_loss([0], [[1.0, -1.0]], scale=1, margin=0)
+    >>> round(float(loss[0]), 4)  # log(1 + exp(-2))
+    0.1269
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 8; Wang et al., "Additive Margin
+    Softmax for Face Verification", 2018, eq. 6.
+    """
+    check_scale(scale)
+    check_margin(margin, 2.0)
+    return additive_entropy(*prepare(y_true, y_pred), scale, margin)
+
+
+def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
+    """Additive-angular-margin softmax loss (ArcFace) of each sample.
+
+    `L = -log(e^{s psi(theta_y)} / (e^{s psi(theta_y)} + sum_{j != y} e^{s cos_j}))`,
+    with s = `scale`, m = `margin`, `cos_j = cos(theta_j)` the logits, and
+
+    - `psi(theta) = cos(theta + m)` where theta + m <= pi,
+    - `psi(theta) = cos(theta) + cos(m) - 1` beyond, where cos(theta + m) would
+      rise again. This is the standard form and not the "easy margin", which has no
+      margin beyond 90 degrees. The usual continuation, `cos(theta) - m sin(m)`,
+      has the same slope but jumps where the two meet; this one is continuous.
+
+    For soft labels t class j gets the share t_j of its lowering:
+    `z_j = s (cos_j + t_j (psi(theta_j) - cos_j))`, `L = logsumexp(z) - sum_j t_j z_j`.
+    The slope of psi over the cosine is infinite at theta = 0; here
+    `sin(theta)` below 1e-3 counts as 1e-3 in the gradient. Labels and dtypes are those
+    of `am_softmax_loss`.
+
+    Args:
+        y_true: Labels, see `am_softmax_loss`.
+        y_pred: Cosines, see `am_softmax_loss`.
+        scale: Positive float s. The paper on ArcFace takes 64.
+        margin: Float m in [0, pi], in radians; 0.5 is 28.6 degrees. Or a sequence
+            of `num_classes` floats, one for each class; or a scalar tensor, whose
+            value is not checked.
+
+    Returns:
+        Tensor of shape `(batch,)`, not negative; NaN as in `am_softmax_loss`.
+
+    Raises:
+        ValueError: A shape, `scale` or `margin` does not fit.
+
+    Example:
+
+    >>> right = np.pi / 2
+    >>> loss = keras_pedcc.losses.arcface_loss([0], [[1.0, 0.0]], scale=1, margin=right)
+    >>> round(float(loss[0]), 4)  # cos(0 + pi/2) = 0: log(2)
+    0.6931
+
+    Reference: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face
+    Recognition", 2019, eq. 3.
+    """
+    check_scale(scale)
+    check_margin(margin, math.pi, _ANGLES)
+    logits, target, valid = prepare(y_true, y_pred)
+    angle = ops.cast(margin_of(margin, logits, target), logits.dtype)
+    return margin_entropy(logits, target, valid, lambda c: _turned(c, angle), scale)
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class AMSoftmaxLoss(keras.losses.Loss):
+    """Additive-margin softmax loss. Class form of `am_softmax_loss`.
+
+    With `CosineDense` this is AM-Softmax; with `PEDCCDense` it is PEDCC-AM.
+
+    Args:
+        scale: Positive float s.
+        margin: Float m in [0, 2], in units of cosine, or one for each class.
+        reduction: See `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+
+    >>> loss = keras_pedcc.AMSoftmaxLoss(scale=1.0, margin=0.0)
+    >>> round(float(loss([0], [[1.0, -1.0]])), 4)
+    0.1269
+
+    Reference: Zhu et al., IEEE Access 2020, eq. 8.
+    """
+
+    def __init__(
+        self,
+        scale=15.0,
+        margin=0.5,
+        *,
+        reduction="sum_over_batch_size",
+        name="am_softmax_loss",
+        dtype="float32",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
+        check_scale(scale)
+        check_margin(margin, 2.0)
+        self.scale = float(scale)
+        self.margin = plain_margin(margin)
+        self.margin_share = None
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+
+    def call(self, y_true, y_pred):
+        margin = warmed_margin(self)
+        return am_softmax_loss(y_true, y_pred, scale=self.scale, margin=margin)
+
+    def get_config(self):
+        own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class ArcFaceLoss(keras.losses.Loss):
+    """Additive-angular-margin softmax loss. Class form of `arcface_loss`.
+
+    Works with `CosineDense` and with `PEDCCDense`.
+
+    Args:
+        scale: Positive float s.
+        margin: Float m in [0, pi], in radians, or one for each class.
+        reduction: See `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: `"float32"` (default) or `"float64"`.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+
+    >>> loss = keras_pedcc.ArcFaceLoss(scale=1.0, margin=np.pi / 2)
+    >>> round(float(loss([0], [[1.0, 0.0]])), 4)
+    0.6931
+
+    Reference: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face
+    Recognition", 2019, eq. 3.
+    """
+
+    def __init__(
+        self,
+        scale=15.0,
+        margin=0.5,
+        *,
+        reduction="sum_over_batch_size",
+        name="arcface_loss",
+        dtype="float32",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
+        check_scale(scale)
+        check_margin(margin, math.pi, _ANGLES)
+        self.scale = float(scale)
+        self.margin = plain_margin(margin)
+        self.margin_share = None
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+
+    def call(self, y_true, y_pred):
+        margin = warmed_margin(self)
+        return arcface_loss(y_true, y_pred, scale=self.scale, margin=margin)
+
+    def get_config(self):
+        own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
+        return {**super().get_config(), **own}
+
+
+def _turned(cosines, margin):
+    """`psi` of `arcface_loss`: the cosine of an angle larger by `margin`."""
+    cos_m, sin_m = ops.cos(margin), ops.sin(margin)
+
+    @ops.custom_gradient
+    def turn(cosines):
+        # Near 1 the difference of squares keeps the digits that 1 - cos^2 loses.
+        sine = ops.sqrt(ops.relu((1 - cosines) * (1 + cosines)))
+        turned = cosines * cos_m - sine * sin_m
+        inside = cosines >= -cos_m
+        value = ops.where(inside, turned, cosines + (cos_m - 1))
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            slope = cos_m + sin_m * cosines / ops.maximum(sine, 1e-3)
+            return upstream * ops.where(inside, slope, ops.ones_like(slope))
+
+        return value, gradient
+
+    return turn(cosines)
