@@ -1,0 +1,137 @@
+import keras
+import numpy as np
+import pytest
+import reference
+from tensors import assert_allclose, gradient_of, numpy_of, slope_of
+
+from keras_pedcc import CenterDense, CenterLoss, FinetuneOptimizer, PEDCCModel
+from keras_pedcc.losses import center_loss
+
+
+@pytest.fixture
+def batch(rng):
+    """Features, logits, centres and labels; class 3 is in no sample."""
+    features = rng.standard_normal((12, 6)).astype("float32")
+    centers = rng.standard_normal((4, 6)).astype("float32")
+    logits = rng.standard_normal((12, 4)).astype("float32")
+    return features, logits, centers, np.arange(12) % 3
+
+
+def outputs_of(features, logits, centers):
+    distances = np.sum((features[:, None] - centers) ** 2, axis=2)
+    return {
+        "features": features,
+        "logits": logits,
+        "distances": distances,
+        "center_distances": distances,
+    }
+
+
+def twin(features, logits, centers, labels, weight):
+    features = np.asarray(features, "float64")
+    entropy = reference.margin_entropy(labels, logits, lambda x, _: x, 1.0)
+    squared = np.sum((features - centers[labels]) ** 2, axis=1)
+    return entropy + weight / 2 * squared
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.003, 1.0])
+def test_loss_agrees_with_float64(batch, weight):
+    features, logits, centers, labels = batch
+    outputs = outputs_of(features, logits, centers)
+    expected = twin(features, logits, centers, labels, weight)
+    assert_allclose(center_loss(labels, outputs, center_weight=weight), expected)
+    assert_allclose(CenterLoss(weight)(labels, outputs), expected.mean())
+
+
+def test_labels_of_every_shape_and_dtype_agree(batch):
+    features, logits, centers, labels = batch
+    outputs = outputs_of(features, logits, centers)
+    expected = numpy_of(center_loss(labels, outputs))
+    assert_allclose(center_loss(labels[:, None].astype("uint8"), outputs), expected)
+    assert_allclose(center_loss(np.eye(4)[labels], outputs), expected)
+    none = numpy_of(center_loss(np.where(labels == 0, 4, labels), outputs))
+    np.testing.assert_array_equal(np.isnan(none), labels == 0)
+
+
+def test_soft_labels_weigh_the_distances(batch, rng):
+    features, logits, centers, _ = batch
+    outputs = outputs_of(features, logits, centers)
+    targets = rng.dirichlet(np.ones(4), 12).astype("float32")
+    entropy = reference.soft_am_softmax(targets, logits, 1.0, 0.0)
+    expected = entropy + 0.5 * (targets * outputs["distances"]).sum(axis=1)
+    assert_allclose(center_loss(targets, outputs, center_weight=1.0), expected)
+
+
+def test_gradient_over_features_is_the_ordinary_one(batch):
+    features, _, centers, labels = batch
+    head = CenterDense(4, center_initializer=keras.initializers.Constant(0))
+    head.build((None, 6))
+    head.centers.assign(centers)
+    kernel = numpy_of(head.kernel).astype("float64")
+
+    def of_features(x):
+        return center_loss(labels, head(x), center_weight=2.0)
+
+    expected = slope_of(lambda x: twin(x, x @ kernel, centers, labels, 2.0), features)
+    assert_allclose(gradient_of(of_features, features), expected, rtol=1e-3, atol=1e-4)
+
+
+def model_of(centers, center_weight=1.0, momentum=0.0):
+    inputs = keras.Input((6,))
+    model = PEDCCModel(inputs, CenterDense(4)(inputs))
+    model.layers[-1].centers.assign(centers)
+    sgd = keras.optimizers.SGD
+    optimizer = FinetuneOptimizer(sgd(0.1, momentum=momentum), sgd(0.5))
+    model.compile(optimizer, CenterLoss(center_weight), metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("center_weight", [0.0, 0.003, 1.0])
+def test_one_step_moves_the_centers_as_published(batch, policy, center_weight):
+    keras.mixed_precision.set_global_policy(policy)
+    features, _, centers, labels = batch
+    model = model_of(centers, center_weight, momentum=0.9)
+    model.fit(features, labels, batch_size=12, verbose=0)
+    expected = reference.center_step(labels, features, centers, 0.5)
+    assert_allclose(model.layers[-1].centers, expected, atol=1e-5)
+
+
+def test_last_smaller_batch_moves_the_centers_as_published(batch):
+    features, _, centers, labels = batch
+    model = model_of(centers)
+    model.fit(features, labels, batch_size=9, shuffle=False, epochs=2, verbose=0)
+    for part in (slice(9), slice(9, 12)) * 2:
+        centers = reference.center_step(labels[part], features[part], centers, 0.5)
+    assert_allclose(model.layers[-1].centers, centers, atol=1e-5)
+
+
+def test_model_trains_saves_and_loads(tmp_path, batch):
+    features, _, centers, labels = batch
+    model = model_of(centers)
+    history = model.fit(features, labels, epochs=4, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for each in (model, loaded):
+        each.fit(features, labels, verbose=0)
+    for ours, theirs in zip(model.weights, loaded.weights, strict=True):
+        assert_allclose(theirs, numpy_of(ours))
+
+
+def test_config_survives_a_round_trip():
+    loss = CenterLoss(0.5, name="mine", dtype="float64")
+    config = keras.saving.serialize_keras_object(loss)
+    restored = keras.saving.deserialize_keras_object(config)
+    assert isinstance(restored, CenterLoss)
+    assert restored.get_config() == loss.get_config()
+
+
+def test_loss_refuses():
+    with pytest.raises(ValueError, match="`center_weight` must be a number"):
+        CenterLoss(-1.0)
+    with pytest.raises(ValueError, match="`reduction` must be a mean"):
+        CenterLoss(reduction="sum")
+    plain = {"features": np.zeros((1, 2)), "logits": np.zeros((1, 2))}
+    with pytest.raises(ValueError, match='the key "distances"'):
+        center_loss([0], plain)

@@ -1,0 +1,189 @@
+import keras
+import numpy as np
+import pytest
+from tensors import assert_allclose, numpy_of
+
+import keras_pedcc
+from keras_pedcc import (
+    AMSoftmaxLoss,
+    ArcFaceLoss,
+    AtomicBackup,
+    HingeLoss,
+    MarginWarmup,
+    PEDCCDense,
+    PEDCCLoss,
+    PEDCCModel,
+)
+from keras_pedcc.losses import am_softmax_loss, arcface_loss, pedcc_loss
+
+FUNCTIONS = {
+    AMSoftmaxLoss: am_softmax_loss,
+    ArcFaceLoss: arcface_loss,
+    PEDCCLoss: pedcc_loss,
+}
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture
+def data(rng):
+    return rng.standard_normal((16, 6)).astype("float32"), np.arange(16) % 3
+
+
+def model_of(loss, rate=0.0, plain=False, **compile_arguments):
+    """A model that stands still unless it gets a rate, so that losses are known."""
+    inputs = keras.Input((6,))
+    features = keras.layers.Dense(4)(inputs)
+    outputs = PEDCCDense(3, return_features=not plain)(features)
+    model = (keras.Model if plain else PEDCCModel)(inputs, outputs)
+    model.compile(keras.optimizers.SGD(rate), loss, **compile_arguments)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        (AMSoftmaxLoss, False),
+        (ArcFaceLoss, False),
+        (PEDCCLoss, False),
+        (PEDCCLoss, True),
+    ],
+)
+def test_margin_grows_by_the_epoch(data, kind, plain):
+    x, y = data
+    model = model_of(kind(margin=0.8), plain=plain)
+    warmup = MarginWarmup(epochs=2, start=0.5)
+    fitted = model.fit(
+        x, y, epochs=4, validation_data=data, callbacks=[warmup], verbose=0
+    )
+    outputs = model.predict(x, verbose=0)
+    margins = (0.4, 0.6, 0.8, 0.8)
+    expected = [numpy_of(FUNCTIONS[kind](y, outputs, margin=m)).mean() for m in margins]
+    assert_allclose(fitted.history["loss"], expected)
+    assert_allclose(fitted.history["val_loss"], expected)
+
+
+def test_margins_of_classes_grow_together(data):
+    model = model_of(AMSoftmaxLoss(margin=[0.2, 0.4, 0.8]))
+    fitted = model.fit(*data, epochs=2, callbacks=[MarginWarmup(2)], verbose=0)
+    outputs = model.predict(data[0], verbose=0)
+    expected = am_softmax_loss(data[1], outputs, margin=[0.1, 0.2, 0.4])
+    assert_allclose(fitted.history["loss"][1], numpy_of(expected).mean())
+
+
+def test_late_start_has_the_margin_of_its_epoch(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
+    model.fit(*data, epochs=4, initial_epoch=3, callbacks=[MarginWarmup(4)], verbose=0)
+    assert float(model.loss.margin_share) == 0.75
+
+
+def test_killed_run_resumes_as_if_never_killed(data, tmp_path):
+    class Killed(Exception):
+        pass
+
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise Killed
+
+    def run(*extra):
+        keras.utils.set_random_seed(0)
+        model = model_of(AMSoftmaxLoss(), rate=0.1)
+        callbacks = [AtomicBackup(tmp_path), MarginWarmup(4), *extra]
+        model.fit(*data, epochs=4, callbacks=callbacks, verbose=0)
+        return [numpy_of(w) for w in model.weights]
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(Kill())
+    for resumed, expected in zip(run(), whole, strict=True):
+        assert_allclose(resumed, expected)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch runs without tracing")
+def test_step_is_traced_once_for_all_epochs(data):
+    def traces(epochs):
+        seen = []
+
+        class Counting(AMSoftmaxLoss):
+            def call(self, y_true, y_pred):
+                seen.append(0)
+                return super().call(y_true, y_pred)
+
+        model = model_of(Counting())
+        model.fit(*data, epochs=epochs, callbacks=[MarginWarmup(6)], verbose=0)
+        return len(seen)
+
+    assert traces(6) == traces(1)
+
+
+def test_files_do_not_know_the_warmup(data, tmp_path):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
+    model.fit(*data, callbacks=[MarginWarmup(2)], verbose=0)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.loss.margin_share is None
+    assert len(loaded.weights) == len(model.weights) - 1
+    outputs = model.predict(data[0], verbose=0)
+    expected = numpy_of(am_softmax_loss(data[1], outputs, margin=0.8)).mean()
+    assert_allclose(loaded.evaluate(*data, verbose=0), expected)
+    model_of(AMSoftmaxLoss()).load_weights(tmp_path / "model.weights.h5")
+
+
+def test_warmup_and_finetuning_go_together(data):
+    model = model_of(PEDCCLoss(margin=0.8), rate=0.1)
+    before = numpy_of(model.layers[-1].centroids)
+    callbacks = [MarginWarmup(2), keras_pedcc.FinetuneCallback(1, 0.1)]
+    model.fit(*data, epochs=2, callbacks=callbacks, verbose=0)
+    assert float(model.loss.margin_share) == 0.5
+    assert np.abs(numpy_of(model.layers[-1].centroids) - before).max() > 1e-4
+
+
+def test_mixed_precision_and_steps_per_execution(data):
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    steps = 1 if BACKEND == "torch" else 2  # PyTorch runs single steps only
+    model = model_of(ArcFaceLoss(), rate=0.1, steps_per_execution=steps)
+    fitted = model.fit(
+        *data, batch_size=4, epochs=3, callbacks=[MarginWarmup(2)], verbose=0
+    )
+    assert np.isfinite(fitted.history["loss"]).all()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="MirroredStrategy is TensorFlow's")
+def test_two_replicas_are_one_device(data):
+    import tensorflow as tf
+
+    def losses():
+        keras.utils.set_random_seed(0)
+        model = model_of(AMSoftmaxLoss(), rate=0.1)
+        callbacks = [MarginWarmup(2)]
+        return model.fit(
+            *data, epochs=3, shuffle=False, callbacks=callbacks, verbose=0
+        ).history["loss"]
+
+    with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
+        found = losses()
+    assert_allclose(found, losses())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "`epochs` must be at least 1"),
+        ({"epochs": 1.5}, TypeError, "`epochs` must be a whole number"),
+        ({"start": 1.5}, ValueError, r"`start` must be a number in \[0, 1\]"),
+    ],
+)
+def test_warmup_refuses_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MarginWarmup(**arguments)
+
+
+def test_warmup_refuses_models(data):
+    with pytest.raises(ValueError, match="needs a loss with a margin"):
+        model_of(HingeLoss()).fit(*data, callbacks=[MarginWarmup()], verbose=0)
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile("sgd", AMSoftmaxLoss())
+    with pytest.raises(ValueError, match="needs a model with a `PEDCCDense`"):
+        model.fit(*data, callbacks=[MarginWarmup()], verbose=0)
