@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.labels import check_labels
+from keras_pedcc.replicas import number_of_replicas
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -116,7 +117,8 @@ class PEDCCModel(keras.Model):
             )
         loss = self._loss_of_outputs(y, y_pred, sample_weight)
         extra = sum(ops.sum(each) for each in self.losses)
-        return loss + extra / _number_of_replicas()
+        # Each replica has the whole of them, and Keras adds the replicas up.
+        return loss + extra / number_of_replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         labels = dict.fromkeys(y_pred, y)
@@ -157,15 +159,6 @@ def _check_outputs(outputs):
             "`PEDCCDense(return_features=False)` with `keras.Model`."
         )
     return outputs["logits"].shape[-1]
-
-
-def _number_of_replicas():
-    """Replicas whose losses Keras adds up: each has the whole of `model.losses`."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _for_logits(metrics):

@@ -4,7 +4,19 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
+from keras_pedcc import (
+    ArcFaceLoss,
+    CenterDense,
+    CenterLoss,
+    FinetuneCallback,
+    FinetuneOptimizer,
+    LSoftmaxLoss,
+    MarginWarmup,
+    PEDCCDense,
+    PEDCCLoss,
+    PEDCCModel,
+    ProductDense,
+)
 
 if keras.backend.backend() != "tensorflow":
     pytest.skip("MirroredStrategy is TensorFlow's", allow_module_level=True)
@@ -84,3 +96,38 @@ def test_a_replica_without_samples_changes_nothing(two_replicas, root):
     history = model.fit(images, np.arange(17) % 3, batch_size=16, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def fitted(strategy, make_head, loss, rate=None, callbacks=None):
+    """Two epochs of three steps with any head and loss; history, then weights."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((48, 4)).astype("float32")
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        model = PEDCCModel(inputs, make_head(3)(keras.layers.Dense(8)(inputs)))
+        optimizer = keras.optimizers.SGD(0.05)
+        if rate is not None:
+            optimizer = FinetuneOptimizer(optimizer, keras.optimizers.SGD(rate))
+        model.compile(optimizer, loss)
+    arguments = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(images, np.arange(48) % 3, callbacks=callbacks, **arguments)
+    return history.history["loss"], model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (PEDCCDense, ArcFaceLoss(), None, [MarginWarmup(2)]),
+        (PEDCCDense, PEDCCLoss(), None, [MarginWarmup(2)]),
+        (ProductDense, LSoftmaxLoss(2, annealing_gamma=1.0)),
+        (CenterDense, CenterLoss(1.0), 0.5),
+    ],
+    ids=lambda arguments: type(arguments[1]).__name__,
+)
+def test_two_replicas_are_one_device_for_every_loss(two_replicas, arguments):
+    found = fitted(two_replicas, *arguments)
+    expected = fitted(tf.distribute.get_strategy(), *arguments)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

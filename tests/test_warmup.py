@@ -149,23 +149,6 @@ def test_mixed_precision_and_steps_per_execution(data):
     assert np.isfinite(fitted.history["loss"]).all()
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="MirroredStrategy is TensorFlow's")
-def test_two_replicas_are_one_device(data):
-    import tensorflow as tf
-
-    def losses():
-        keras.utils.set_random_seed(0)
-        model = model_of(AMSoftmaxLoss(), rate=0.1)
-        callbacks = [MarginWarmup(2)]
-        return model.fit(
-            *data, epochs=3, shuffle=False, callbacks=callbacks, verbose=0
-        ).history["loss"]
-
-    with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
-        found = losses()
-    assert_allclose(found, losses())
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

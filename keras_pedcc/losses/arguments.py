@@ -92,3 +92,16 @@ def margin_of(margin, logits, target):
     if len(target.shape) == 2:
         return margin
     return ops.expand_dims(ops.take(margin, target), 1)
+
+
+def weighted(values, sample_weight):
+    """Each entry of `values` times the weight of its sample."""
+    if sample_weight is None:
+        return values
+    weight = ops.cast(ops.convert_to_tensor(sample_weight), values.dtype)
+    if len(weight.shape) > 2 or (len(weight.shape) == 2 and weight.shape[1] != 1):
+        raise ValueError(
+            "`sample_weight` must have shape (batch,) or (batch, 1). Received: "
+            f"sample_weight.shape={tuple(weight.shape)}. Pass one weight per sample."
+        )
+    return values * ops.reshape(weight, (-1,))

@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_pedcc.labels import prepare
-from keras_pedcc.losses.arguments import check_dtype, check_range
+from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
 from keras_pedcc.losses.entropy import margin_entropy
+from keras_pedcc.replicas import number_of_replicas, sum_over_replicas
 
 
-def center_loss(y_true, y_pred, *, center_weight=0.003):
+def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
     """Center loss as a vector whose mean over the batch is the loss.
 
     `L = mean_i(-log softmax(l_i)_y) + lambda/2 mean_i |x_i - c_y|^2`, with l the
@@ -18,12 +19,15 @@ def center_loss(y_true, y_pred, *, center_weight=0.003):
     `delta_j = sum_{i: y_i = j} (c_j - x_i) / (1 + n_j)`, with n_j the samples of class
     j in the batch, whatever lambda is: plain SGD of rate alpha on the centres is
     then `c_j -= alpha delta_j`. For soft labels t, `|x - c_y|^2` is
-    `sum_j t_j |x - c_j|^2` and n_j is `sum_i t_ij`.
+    `sum_j t_j |x - c_j|^2` and n_j is `sum_i t_ij`. Samples of weight w count w times
+    in the means, in `delta_j` and in n_j. Inside a `tf.distribute` replica n_j counts
+    the batches of all replicas.
 
     Args:
         y_true: Labels, see `am_softmax_loss`.
         y_pred: Dict of `CenterDense`.
         center_weight: Float lambda, not negative; published with 0.003.
+        sample_weight: Weights, shape `(batch,)` or `(batch, 1)`, or `None`.
 
     Returns:
         Tensor of shape `(batch,)`; NaN as in `am_softmax_loss`.
@@ -45,12 +49,14 @@ def center_loss(y_true, y_pred, *, center_weight=0.003):
     """
     check_range("center_weight", center_weight, 0.0, float("inf"))
     logits, target, valid = prepare(y_true, y_pred)
-    loss = margin_entropy(logits, target, valid, lambda logit: logit)
+    entropy = margin_entropy(logits, target, valid, lambda logit: logit)
     if len(target.shape) == 1:
         target = ops.one_hot(target, logits.shape[1], dtype=logits.dtype)
-    pull = ops.sum(target * _entry(y_pred, "distances", logits), axis=1)
-    step = _center_step(target, _entry(y_pred, "center_distances", logits))
-    return loss + center_weight / 2 * pull + step
+    distance = ops.sum(target * _entry(y_pred, "distances", logits), axis=1)
+    loss = weighted(entropy + center_weight / 2 * distance, sample_weight)
+    weights = weighted(ops.ones_like(entropy), sample_weight)
+    target = target * ops.expand_dims(weights, 1)
+    return loss + _center_step(target, _entry(y_pred, "center_distances", logits))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -58,10 +64,8 @@ class CenterLoss(keras.losses.Loss):
     """Center loss. Class form of `center_loss`.
 
     For `CenterDense` in a `PEDCCModel`, with an optimizer that moves the centres at
-    their own rate alpha; published with 0.5. Sample weights scale what a sample
-    adds to the loss and to the step of its centre; n_j counts the samples.
-    On several TensorFlow replicas, or with gradient accumulation, the step of a
-    centre is the mean of the steps of the parts.
+    their own rate alpha; published with 0.5. With gradient accumulation the step of
+    a centre is the mean of the steps of the parts.
 
     Args:
         center_weight: Float lambda, not negative; published with 0.003.
@@ -104,8 +108,17 @@ class CenterLoss(keras.losses.Loss):
             )
         self.center_weight = float(center_weight)
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is None:
+            return super().__call__(y_true, y_pred)
+        # The weights belong into the counts of the classes, too.
+        return super().__call__(y_true, (y_pred, sample_weight))
+
     def call(self, y_true, y_pred):
-        return center_loss(y_true, y_pred, center_weight=self.center_weight)
+        y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
+        return center_loss(
+            y_true, y_pred, center_weight=self.center_weight, sample_weight=weight
+        )
 
     def get_config(self):
         own = {"center_weight": self.center_weight, "dtype": self.dtype}
@@ -114,10 +127,11 @@ class CenterLoss(keras.losses.Loss):
 
 def _center_step(target, distances):
     """A vector of zeros whose mean has the published step as its gradient."""
-    share = target / (1 + ops.sum(target, axis=0))
+    share = target / (1 + sum_over_replicas(ops.sum(target, axis=0)))
     pull = ops.sum(share * distances, axis=1) / 2
-    size = ops.cast(ops.shape(target)[0], target.dtype)
-    return size * (pull - ops.stop_gradient(pull))
+    # Keras takes the mean over the samples and over the replicas; this is a sum.
+    number = ops.shape(target)[0] * number_of_replicas()
+    return ops.cast(number, target.dtype) * (pull - ops.stop_gradient(pull))
 
 
 def _entry(y_pred, name, logits):

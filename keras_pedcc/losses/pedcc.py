@@ -11,8 +11,10 @@ from keras_pedcc.losses.arguments import (
     check_scale,
     plain_margin,
     warmed_margin,
+    weighted,
 )
 from keras_pedcc.losses.entropy import additive_entropy, distance
+from keras_pedcc.replicas import sum_over_replicas
 
 
 def centroid_distance(y_true, y_pred):
@@ -87,10 +89,10 @@ def pedcc_loss(
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
     loss = additive_entropy(*prepared, scale, margin, inside)
-    loss = _weighted(loss, sample_weight)
+    loss = weighted(loss, sample_weight)
     if mse_root == 1:
         return loss
-    mean = _mean_over_replicas(_weighted(distance(*prepared), sample_weight))
+    mean = _mean_over_replicas(weighted(distance(*prepared), sample_weight))
     return loss + mse_weight * _root(mean, mse_root)
 
 
@@ -192,27 +194,10 @@ def check_constants(scale, margin, mse_weight, mse_root):
         )
 
 
-def _weighted(values, sample_weight):
-    if sample_weight is None:
-        return values
-    weight = ops.cast(ops.convert_to_tensor(sample_weight), values.dtype)
-    if len(weight.shape) > 2 or (len(weight.shape) == 2 and weight.shape[1] != 1):
-        raise ValueError(
-            "`sample_weight` must have shape (batch,) or (batch, 1). Received: "
-            f"sample_weight.shape={tuple(weight.shape)}. Pass one weight per sample."
-        )
-    return values * ops.reshape(weight, (-1,))
-
-
 def _mean_over_replicas(values):
     # Sum and count apart: a replica may hold none of the last batch.
     sums = ops.stack([ops.sum(values), ops.cast(ops.size(values), values.dtype)])
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            sums = context.all_reduce("SUM", sums)
+    sums = sum_over_replicas(sums)
     return sums[0] / ops.maximum(sums[1], 1)
 
 

@@ -1,0 +1,23 @@
+"""What replicas of `tf.distribute` have in common; one of them on other backends."""
+
+import keras
+
+
+def number_of_replicas():
+    """Replicas whose losses Keras adds up."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(values):
+    """The sum of a tensor over all replicas, inside of one; else the tensor."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            return context.all_reduce("SUM", values)
+    return values
