@@ -9,6 +9,7 @@ from keras import ops
 from keras_pedcc.labels import logits_of, prepare
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """Additive-margin softmax loss of each sample, eq. 8.
 
@@ -51,6 +52,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     return _loss(*prepare(y_true, y_pred), scale, margin, mse_weight=0.0)
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def centroid_distance(y_true, y_pred):
     """Half the squared distance of unit features to their centroid, eq. 9.
 
@@ -71,6 +73,7 @@ def centroid_distance(y_true, y_pred):
     return _distance(*prepare(y_true, y_pred))
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def pedcc_loss(
     y_true,
     y_pred,
