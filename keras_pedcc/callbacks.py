@@ -29,7 +29,9 @@ class FinetuneCallback(keras.callbacks.Callback):
 
     Args:
         epoch: int, at least 0. First epoch, counted from 0 as Keras does, in
-            which the centroids are trained; the paper takes 70 of 120.
+            which the centroids are trained; the paper takes 70 of 120. With
+            `None` they never are, but the optimizer is wrapped all the same: a
+            backup of such a run can go on in one that unfreezes them.
         learning_rate: Positive float; the paper takes 1e-3. It stays the same
             to the end of training.
         optimizer: `keras.optimizers.Optimizer` for the centroids instead of
@@ -55,7 +57,7 @@ class FinetuneCallback(keras.callbacks.Callback):
 
     def __init__(self, epoch=70, learning_rate=1e-3, *, optimizer=None, verbose=0):
         super().__init__()
-        check_whole(0, epoch=epoch)
+        check_whole(0, epoch=0 if epoch is None else epoch)
         if not isinstance(learning_rate, numbers.Real) or not (
             0 < learning_rate < float("inf")
         ):
@@ -85,7 +87,7 @@ class FinetuneCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         epochs = self.params.get("epochs")
         frozen = any(not head.trainable for head in self._heads)
-        if frozen and epochs is not None and self.epoch >= epochs:
+        if frozen and None not in (self.epoch, epochs) and self.epoch >= epochs:
             warnings.warn(
                 "The centroids will not be fine-tuned: `epoch` must be below the "
                 f"number of epochs. Received: epoch={self.epoch}, with fit(epochs="
@@ -95,7 +97,7 @@ class FinetuneCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         frozen = [head for head in self._heads if not head.trainable]
-        if epoch < self.epoch or not frozen:
+        if self.epoch is None or epoch < self.epoch or not frozen:
             return
         for head in frozen:
             head.trainable = True

@@ -51,3 +51,15 @@ def check_positive(most=float("inf"), **values):
                 f"`{name}` must be a positive number{limit}. Received: "
                 f"{name}={value!r}. Pass a float in that range."
             )
+
+
+def check_dim(input_shape):
+    """Returns the size of the features, or raises a `ValueError`."""
+    dim = input_shape[-1] if len(input_shape) == 2 else None
+    if dim is None or dim < 2:
+        raise ValueError(
+            "The input must have shape (batch, dim) with a fixed dim of at least 2. "
+            f"Received: input_shape={tuple(input_shape)}. Put a `Dense(dim)` layer "
+            "before the head."
+        )
+    return dim

@@ -3,14 +3,9 @@
 import keras
 from keras import ops
 
-from keras_pedcc.checks import check_whole
-from keras_pedcc.layers import (
-    CosineDense,
-    check_dim,
-    lengths,
-    unit_vectors,
-    use_full_precision,
-)
+from keras_pedcc.checks import check_dim, check_whole
+from keras_pedcc.layers import CosineDense, use_full_precision
+from keras_pedcc.vectors import lengths, unit_vectors
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

@@ -3,55 +3,11 @@
 import inspect
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids import METHODS, generate_pedcc
-from keras_pedcc.checks import check_centroids, check_whole
-
-
-def unit_vectors(vectors):
-    """Divides each row by its Euclidean length: `v / |v|`.
-
-    A row shorter than 1e-6 is divided by 1e-6 instead, so that the gradient at a
-    row of zeros is finite. A row with a NaN or an infinite entry, or so long that
-    its square overflows (1.8e19 in float32), gives NaN.
-
-    Args:
-        vectors: Float tensor, shape `(..., dim)`.
-
-    Returns:
-        Tensor of the same shape and dtype.
-    """
-
-    @ops.custom_gradient
-    def divide(vectors):
-        squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-        inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
-        inverse = ops.where(squared < np.inf, inverse, np.nan)
-        units = vectors * inverse
-
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            along = ops.sum(units * upstream, axis=-1, keepdims=True)
-            return inverse * (upstream - units * along)
-
-        return units, gradient
-
-    return divide(vectors)
-
-
-def lengths(vectors):
-    """`|v|` of each row, at least 1e-6, so that its gradient is finite.
-
-    Args:
-        vectors: Float tensor, shape `(..., dim)`.
-
-    Returns:
-        Tensor of shape `(...)`: what `unit_vectors` divides by.
-    """
-    squared = ops.sum(ops.square(vectors), axis=-1)
-    return ops.sqrt(ops.maximum(squared, 1e-12))
+from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
 
 class MarginShare(keras.layers.Layer):
@@ -160,7 +116,7 @@ class CosineDense(keras.layers.Layer):
     def call(self, inputs, training=None):
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
-        logits = _cosines(features, ops.convert_to_tensor(self.centroids))
+        logits = cosines(features, ops.convert_to_tensor(self.centroids))
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -363,38 +319,10 @@ def _let_tapes_watch(variable):
             replica._trainable = True
 
 
-def _cosines(features, centroids):
-    """`features @ centroids.T / |centroids|`.
-
-    The lengths are taken at every call, also of frozen centroids: weights that were
-    fine-tuned elsewhere may be set at any time. A row shorter than 1e-6 is divided
-    by 1e-6.
-    """
-    squared = ops.sum(ops.square(centroids), axis=1)
-    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
-    # TensorFlow multiplies faster in one order or the other.
-    if centroids.shape[0] <= centroids.shape[1]:
-        return ops.matmul(features, ops.transpose(centroids)) * inverse
-    scaled = ops.matmul(centroids, ops.transpose(features)) * inverse[:, None]
-    return ops.transpose(scaled)
-
-
 def use_full_precision(layer):
     """Has a layer compute in float32 whatever its policy, but for float64."""
     if keras.backend.standardize_dtype(layer.compute_dtype) != "float64":
         layer.dtype_policy = "float32"
-
-
-def check_dim(input_shape):
-    """Returns the size of the features, or raises a `ValueError`."""
-    dim = input_shape[-1] if len(input_shape) == 2 else None
-    if dim is None or dim < 2:
-        raise ValueError(
-            "The input must have shape (batch, dim) with a fixed dim of at least 2. "
-            f"Received: input_shape={tuple(input_shape)}. Put a `Dense(dim)` layer "
-            "before the head."
-        )
-    return dim
 
 
 def _check_source(centroids, num_classes):

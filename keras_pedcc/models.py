@@ -1,6 +1,7 @@
 """A Keras model with one loss over the dict of a head and one label."""
 
 import inspect
+import re
 
 import keras
 import numpy as np
@@ -22,9 +23,9 @@ class PEDCCModel(keras.Model):
       called as `loss(y, {"features": ..., "logits": ...}, sample_weight)`.
     - A loss of Keras gets the logits. One that takes probabilities is refused:
       the logits are cosines.
-    - `metrics=["accuracy"]` sees the logits and is logged as `accuracy`.
-      `metrics={"logits": [...], "features": [...]}` routes each output, and is
-      logged the way Keras does for several outputs (`logits_accuracy`).
+    - `metrics=["accuracy"]` sees the logits; `metrics={"logits": [...],
+      "features": [...]}` routes each output. Either way a metric is logged under
+      its own name (`accuracy`), unless both outputs have one of that name.
     - `fit` and `evaluate` check NumPy labels, those for validation too, before
       anything runs (not in a subclass with a `call` of its own).
 
@@ -126,9 +127,12 @@ class PEDCCModel(keras.Model):
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
-        if not (self._plain_metrics and self._plain_weighted_metrics):
-            return results
-        return {name.removeprefix("logits_"): results[name] for name in results}
+        plain = {name: re.sub("^(logits|features)_", "", name) for name in results}
+        names = list(plain.values())
+        return {
+            plain[name] if names.count(plain[name]) == 1 else name: result
+            for name, result in results.items()
+        }
 
     def fit(self, x=None, y=None, *args, **kwargs):
         validation = kwargs.get("validation_data")

@@ -224,6 +224,16 @@ def test_subclassed_model_unfreezes(mode):
     assert np.abs(numpy_of(head.centroids) - start).max() > 1e-5
 
 
+def test_epoch_none_never_unfreezes_and_branches_by_its_backup(tmp_path):
+    whole, never, branch = make_model(), make_model(), make_model()
+    fit(whole, 4, [FinetuneCallback(2)])
+    backup = AtomicBackup(tmp_path, delete_checkpoint=False)
+    fit(never, 2, [FinetuneCallback(None), backup])
+    assert not never.get_layer("head").trainable
+    fit(branch, 4, [FinetuneCallback(2), backup])
+    assert_same(branch.variables, whole.variables)
+
+
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 def test_unfreezing_inside_a_frozen_model_warns():
     model = make_model()

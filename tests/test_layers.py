@@ -5,7 +5,7 @@ from keras import ops
 
 import keras_pedcc.layers
 from keras_pedcc import CosineDense, PEDCCDense, generate_pedcc
-from keras_pedcc.layers import unit_vectors
+from keras_pedcc.vectors import unit_vectors
 
 
 def numpy_of(tensor):

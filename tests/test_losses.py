@@ -5,7 +5,7 @@ import reference
 from keras import ops
 from tensors import KINDS, assert_allclose, gradient_of, make_cosines, numpy_of
 
-from keras_pedcc import PEDCCLoss
+from keras_pedcc import PEDCCLoss, losses
 from keras_pedcc.losses import am_softmax_loss, centroid_distance, pedcc_loss
 
 TINY = 1e-36  # below it float32 loses digits
@@ -298,3 +298,11 @@ def test_numpy_labels_beyond_int32_are_no_class(bad):
     logits = np.zeros((1, 3), "float32")
     assert np.isnan(numpy_of(am_softmax_loss(bad, logits))).all()
     assert np.isnan(numpy_of(centroid_distance(bad, logits))).all()
+
+
+@pytest.mark.parametrize("name", sorted({*losses.__all__} - {"annealing_lambda"}))
+def test_every_loss_is_saved_by_its_name(name):
+    loss = getattr(losses, name)
+    assert keras.saving.get_registered_name(loss) == f"keras_pedcc>{name}"
+    assert ">>> " in loss.__doc__
+    assert "Reference:" in loss.__doc__

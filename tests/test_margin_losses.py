@@ -15,6 +15,7 @@ from tensors import (
 import keras_pedcc
 from keras_pedcc import AMSoftmaxLoss, ArcFaceLoss, CosineDense, PEDCCDense, PEDCCLoss
 from keras_pedcc.losses import am_softmax_loss, arcface_loss, pedcc_loss
+from keras_pedcc.vectors import unit_vectors
 
 LOSSES = {am_softmax_loss: AMSoftmaxLoss, arcface_loss: ArcFaceLoss}
 MARGINS = (0.0, 0.2, 0.5, 1.0, 3.0)
@@ -30,6 +31,17 @@ def test_arcface_agrees_with_float64(rng, num_classes, kind):
             expected = reference.arcface(labels, cosines, scale, margin)
             # A float32 cosine is good to 6e-8, which the scale multiplies.
             assert_allclose(loss, expected, rtol=1e-5, atol=1e-36)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_arcface_agrees_with_float64_next_to_the_centroid(sign):
+    steps = np.arange(12, dtype="float32") * np.float32(2**-24)
+    own = sign * (1 - steps)
+    row = np.stack([own, np.zeros_like(own)], axis=1)
+    for margin in (0.5, 3.0):
+        loss = arcface_loss(np.zeros(12), row, scale=64.0, margin=margin)
+        expected = reference.arcface(np.zeros(12), row, 64, margin)
+        assert_allclose(loss, expected, rtol=1e-5, atol=1e-36)
 
 
 def test_arcface_is_its_formula():
@@ -268,7 +280,7 @@ def test_other_library_agrees(rng, name, arguments, ours):
     loss.backward()
 
     def of_features(x):
-        units = keras_pedcc.layers.unit_vectors(x)
+        units = unit_vectors(x)
         return ours(
             labels, ops.matmul(units, weights / np.linalg.norm(weights, axis=0))
         )

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_pedcc import IntraClassDistance, PEDCCDense, PEDCCLoss, PEDCCModel
+from keras_pedcc import (
+    IntraClassDistance,
+    PEDCCDense,
+    PEDCCLoss,
+    PEDCCModel,
+    pedcc_loss,
+)
 
 
 @pytest.fixture
@@ -34,7 +40,27 @@ def test_metrics_are_routed_by_output(data):
     metric = IntraClassDistance(3, 8)
     model = make_model(metrics={"logits": ["accuracy"], "features": [metric]})
     logs = model.evaluate(*data, return_dict=True, verbose=0)
-    assert set(logs) == {"loss", "logits_accuracy", "features_intra_class_distance"}
+    assert set(logs) == {"loss", "accuracy", "intra_class_distance"}
+
+
+def test_metrics_of_one_name_keep_the_name_of_their_output(data):
+    def first(y_true, y_pred):
+        return y_pred[:, 0]
+
+    model = make_model(metrics={"logits": [first], "features": [first]})
+    logs = model.evaluate(*data, return_dict=True, verbose=0)
+    outputs = model.predict(data[0], verbose=0)
+    for name in ("logits", "features"):
+        expected = outputs[name][:, 0].mean()
+        assert logs[f"{name}_first"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_model_compiled_with_a_function_loads(data, tmp_path):
+    model = make_model(pedcc_loss)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    expected = model.evaluate(*data, verbose=0)
+    assert loaded.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("root", [1, 2, 3])

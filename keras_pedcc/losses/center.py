@@ -9,6 +9,7 @@ from keras_pedcc.losses.entropy import margin_entropy
 from keras_pedcc.replicas import number_of_replicas, sum_over_replicas
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
     """Center loss as a vector whose mean over the batch is the loss.
 

@@ -8,6 +8,7 @@ from keras_pedcc.labels import logits_of, prepare
 from keras_pedcc.losses.arguments import check_dtype, check_range
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def hinge_loss(y_true, y_pred, *, margin=1.0):
     """Multi-class hinge loss of each sample, in the form of Crammer and Singer.
 

@@ -19,6 +19,7 @@ from keras_pedcc.losses.entropy import additive_entropy, margin_entropy
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """Additive-margin softmax loss (CosFace) of each sample, eq. 8.
 
@@ -63,6 +64,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     return additive_entropy(*prepare(y_true, y_pred), scale, margin)
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """Additive-angular-margin softmax loss (ArcFace) of each sample.
 

@@ -10,6 +10,7 @@ from keras_pedcc.losses.arguments import check_dtype, check_range, is_tensor
 from keras_pedcc.losses.entropy import margin_entropy
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def a_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     """Angular softmax loss (SphereFace) of each sample.
 
@@ -52,6 +53,7 @@ def a_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     return margin_entropy(logits, target, valid, lower, norm)
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def l_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     """Large-margin softmax loss of each sample.
 

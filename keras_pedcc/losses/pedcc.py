@@ -17,6 +17,7 @@ from keras_pedcc.losses.entropy import additive_entropy, distance
 from keras_pedcc.replicas import sum_over_replicas
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def centroid_distance(y_true, y_pred):
     """Half the squared distance of unit features to their centroid, eq. 9.
 
@@ -37,6 +38,7 @@ def centroid_distance(y_true, y_pred):
     return distance(*prepare(y_true, y_pred))
 
 
+@keras.saving.register_keras_serializable("keras_pedcc")
 def pedcc_loss(
     y_true,
     y_pred,

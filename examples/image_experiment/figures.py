@@ -1,0 +1,85 @@
+"""Figures of one run."""
+
+import keras
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+
+from image_experiment.reporting import read_history, unit_rows
+
+matplotlib.use("Agg")
+OWN, OTHER, TRAINING = "#30638e", "#d1495b", "#8d99ae"
+
+
+def draw(args, images, model, predicted):
+    """Draws all figures into the folder of the run."""
+    draw_curves(args, args.output_dir / "curves.png")
+    guessed = predicted["logits"].argmax(axis=1)
+    draw_confusion(images, guessed, args.output_dir / "confusion.png")
+    cosines = unit_rows(predicted["features"]) @ class_directions(model).T
+    draw_cosines(cosines, images.y_test, args.output_dir / "cosines.png")
+
+
+def class_directions(model):
+    """Unit vector of each class, shape `(num_classes, dim)`."""
+    head = model.get_layer("head")
+    if hasattr(head, "centroids"):
+        return unit_rows(keras.ops.convert_to_numpy(head.centroids))
+    return unit_rows(keras.ops.convert_to_numpy(head.kernel).T)
+
+
+def draw_curves(args, path):
+    """Accuracy and loss by epoch, with the unfreezing marked."""
+    rows = read_history(args.output_dir / "history.csv")
+    epochs = [row["epoch"] + 1 for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name, factor in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
+        for prefix, color in (("", TRAINING), ("val_", OWN)):
+            values = [factor * row[prefix + name] for row in rows]
+            label = "scored images" if prefix else "training images"
+            axis.plot(epochs, values, ".-", color=color, label=label)
+        if args.loss == "pedcc" and not args.fixed and args.finetune_epoch < len(rows):
+            line = {"color": "0.3", "ls": "--", "label": "centroids unfrozen"}
+            axis.axvline(args.finetune_epoch + 0.5, **line)
+        axis.set(xlabel="epoch", ylabel="accuracy (%)" if factor == 100 else name)
+    axes[0].legend()
+    save(figure, path)
+
+
+def draw_confusion(images, guessed, path):
+    """Share of each class (row) that is taken for each class (column)."""
+    num_classes = 1 + max(images.y_test.max(), guessed.max())
+    table = np.zeros((num_classes, num_classes))
+    np.add.at(table, (images.y_test, guessed), 1)
+    table /= np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
+    shown = axis.imshow(100 * table, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, label="share of the class (%)", shrink=0.8)
+    if len(images.class_names) == num_classes <= 60:
+        axis.set_xticks(range(num_classes), images.class_names, fontsize=6)
+        axis.set_yticks(range(num_classes), images.class_names, fontsize=6)
+    axis.set(xlabel="predicted class", ylabel="class")
+    save(figure, path)
+
+
+def draw_cosines(cosines, labels, path):
+    """Histogram of the cosine to the own class, and to the nearest other."""
+    rows = np.arange(len(labels))
+    own = cosines[rows, labels].copy()
+    cosines = cosines.copy()
+    cosines[rows, labels] = -np.inf
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    bins = np.linspace(-1, 1, 101)
+    shares = {"alpha": 0.65, "weights": np.full(len(own), 100 / len(own))}
+    axis.hist(own, bins, color=OWN, label="own class", **shares)
+    nearest = cosines.max(axis=1)
+    axis.hist(nearest, bins, color=OTHER, label="nearest other class", **shares)
+    low = min(own.min(), nearest.min(), 0)
+    axis.set(xlabel="cosine", ylabel="share of images (%)", xlim=(low, 1))
+    axis.legend(loc="upper center")
+    save(figure, path)
+
+
+def save(figure, path):
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,246 @@
+"""Every setting of an image experiment: the paper's values are the defaults."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+
+import keras
+
+from image_experiment.data import BadInputError, Source
+from image_experiment.losses import LOSSES
+
+# What a run may change without becoming another run.
+NOT_OF_THE_RUN = (
+    "output_dir",
+    "data_dir",
+    "resume",
+    "branch_from",
+    "verbose",
+    "workers",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A data set and the recipe of the paper for it.
+
+    Attributes:
+        name: Name of the experiment, and of its folder under `runs/`.
+        source: `Source` of the images.
+        stem: Filters of the network's first convolution.
+        blocks: `(convolutions, filters)` of each block of the network.
+        dim: Length of the features.
+        pad: Pixels around an image for the random crop.
+        flip: Whether half of the images are mirrored.
+        notes: What the paper leaves open here, for the help text.
+    """
+
+    name: str
+    source: Source
+    stem: int
+    blocks: tuple
+    dim: int
+    pad: int
+    flip: bool
+    notes: str
+
+
+def parse(experiment, argv, description):
+    """Settings from the command line; wrong ones raise `BadInputError`."""
+    parser = argparse.ArgumentParser(
+        description=f"{description} {experiment.notes}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for add_group in (_add_data, _add_recipe, _add_loss, _add_run, _add_hardware):
+        add_group(parser, experiment)
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def of_the_run(args):
+    """The settings that make a run what it is, ready for JSON."""
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in vars(args).items()
+        if name not in NOT_OF_THE_RUN
+    }
+
+
+def _add_data(parser, experiment):
+    add = parser.add_argument_group("data").add_argument
+    files = " or ".join(experiment.source.files)
+    add(
+        "--data-dir",
+        type=pathlib.Path,
+        help=f"folder with {files}; without it, tensorflow-datasets gives the data",
+    )
+    add("--limit", type=int, help="train on so many images, even over the classes")
+    add(
+        "--held-out",
+        type=int,
+        default=0,
+        help="choose settings: score on so many training images, which are then not "
+        "trained on, in place of the test images",
+    )
+    add("--pad", type=int, default=experiment.pad, help="black pixels for the crop")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=experiment.flip,
+        help="mirror half of the images",
+    )
+
+
+def _add_recipe(parser, experiment):
+    add = parser.add_argument_group("recipe").add_argument
+    add("--epochs", type=int, default=120, help="passes over the training images")
+    add("--batch-size", type=int, default=256, help="images per step, all devices")
+    add("--learning-rate", type=float, default=0.1, help="of SGD with momentum 0.9")
+    add(
+        "--schedule",
+        choices=("step", "cosine"),
+        default="step",
+        help="how the learning rate falls, at the start of epochs",
+    )
+    add(
+        "--decay-epochs",
+        type=int,
+        nargs="*",
+        default=[25, 50, 80, 100],
+        help="epochs with a tenth of the rate before, of --schedule step; the paper "
+        "names none, its authors' demo these",
+    )
+    add(
+        "--weight-decay",
+        type=float,
+        default=5e-4,
+        help="as a penalty on the kernels, which passes through the momentum as in "
+        "PyTorch's SGD; the paper does not say which kind",
+    )
+    add("--width", type=float, default=1.0, help="factor on every number of filters")
+    add("--dim", type=int, default=experiment.dim, help="length of the features")
+    add(
+        "--feature-norm",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="batch normalisation without scale and shift on the features, in the "
+        "place of a bias: the authors' demo has it, the paper does not say",
+    )
+    add("--label-smoothing", type=float, default=0.0, help="not in the paper")
+    add("--mixup", type=float, default=0.0, help="beta parameter; not in the paper")
+
+
+def _add_loss(parser, experiment):
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=LOSSES, default="pedcc", help="the objective")
+    add("--scale", type=float, default=15.0, help="s of eq. 8")
+    add("--margin", type=float, default=0.5, help="m of eq. 8, in units of cosine")
+    add("--mse-weight", type=float, default=10.0, help="lambda of eq. 10")
+    add("--mse-root", type=int, default=1, help="n of eq. 10; the paper: 1, 2, 3")
+    add("--centroid-seed", type=int, default=0, help="draws the centroids")
+    add(
+        "--finetune-epoch",
+        type=int,
+        default=70,
+        help="the centroids are trained too, from the start of this epoch",
+    )
+    add("--finetune-rate", type=float, default=1e-3, help="their learning rate")
+    add(
+        "--fixed",
+        action="store_true",
+        help="the centroids are never trained (the rows of the tables that are not "
+        '"fine-tuned"); the state at --finetune-epoch is kept for --branch-from',
+    )
+
+
+def _add_run(parser, experiment):
+    add = parser.add_argument_group("run").add_argument
+    add(
+        "--output-dir",
+        type=pathlib.Path,
+        default=pathlib.Path("runs") / experiment.name,
+        help="for everything that is written; one run, one folder",
+    )
+    add("--seed", type=int, default=0, help="of weights, order and augmentation")
+    add("--resume", action="store_true", help="go on with a run that was stopped")
+    add(
+        "--branch-from",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="start from the state that the same run with --fixed, in FOLDER, had at "
+        "--finetune-epoch",
+    )
+    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
+
+
+def _add_hardware(parser, experiment):
+    add = parser.add_argument_group("hardware").add_argument
+    add(
+        "--strategy",
+        choices=("none", "mirrored", "data_parallel"),
+        default="none",
+        help="use every device: mirrored is TensorFlow's, data_parallel is JAX's",
+    )
+    add("--logical-cpus", type=int, help="split the CPU into so many devices")
+    add(
+        "--mixed-precision",
+        nargs="?",
+        const="bfloat16",
+        choices=("bfloat16", "float16"),
+        help="of the network; head and loss stay in float32. Alone: bfloat16",
+    )
+    add(
+        "--jit",
+        action=argparse.BooleanOptionalAction,
+        help="compile with XLA; Keras decides if left out",
+    )
+    add("--workers", type=int, default=1, help="threads that make batches ahead")
+
+
+def _check(args):
+    _check_ranges(args)
+    backend = keras.backend.backend()
+    needed = {"mirrored": "tensorflow", "data_parallel": "jax"}.get(args.strategy)
+    if needed not in (None, backend):
+        raise BadInputError(
+            f"--strategy {args.strategy} needs KERAS_BACKEND={needed}; Keras runs on "
+            f"{backend}."
+        )
+    if args.logical_cpus is not None:
+        most = max(2, os.cpu_count() or 1)
+        if backend == "torch" or not 1 <= args.logical_cpus <= most:
+            raise BadInputError(
+                f"--logical-cpus must lie between 1 and {most} here, on TensorFlow or "
+                f"JAX. Received: {args.logical_cpus}, on {backend}."
+            )
+    if args.branch_from and (args.fixed or args.resume):
+        raise BadInputError(
+            "--branch-from starts a run that trains the centroids: leave out --fixed "
+            "and --resume."
+        )
+
+
+def _check_ranges(args):
+    lowest = {
+        "epochs": 1, "batch_size": 1, "dim": 2, "mse_root": 1, "workers": 1,
+        "pad": 0, "held_out": 0, "seed": 0, "centroid_seed": 0, "finetune_epoch": 0,
+        "weight_decay": 0, "label_smoothing": 0, "mixup": 0, "margin": 0,
+        "mse_weight": 0,
+    }  # fmt: skip
+    for name, low in lowest.items():
+        if not getattr(args, name) >= low:
+            raise _out_of_range(args, name, f"at least {low}")
+    for name in ("learning_rate", "width", "scale", "finetune_rate"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise _out_of_range(args, name, "above 0")
+    if not args.label_smoothing < 1:
+        raise _out_of_range(args, "label_smoothing", "below 1")
+    if args.limit is not None and args.limit < 1:
+        raise _out_of_range(args, "limit", "at least 1")
+
+
+def _out_of_range(args, name, rule):
+    flag = "--" + name.replace("_", "-")
+    return BadInputError(f"{flag} must be {rule}. Received: {getattr(args, name)}.")

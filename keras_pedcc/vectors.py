@@ -1,0 +1,64 @@
+"""Vectors in rows: their lengths, their directions, and cosines between them."""
+
+import numpy as np
+from keras import ops
+
+
+def unit_vectors(vectors):
+    """Divides each row by its Euclidean length: `v / |v|`.
+
+    A row shorter than 1e-6 is divided by 1e-6 instead, so that the gradient at a
+    row of zeros is finite. A row with a NaN or an infinite entry, or so long that
+    its square overflows (1.8e19 in float32), gives NaN.
+
+    Args:
+        vectors: Float tensor, shape `(..., dim)`.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+
+    @ops.custom_gradient
+    def divide(vectors):
+        squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+        inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
+        inverse = ops.where(squared < np.inf, inverse, np.nan)
+        units = vectors * inverse
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            along = ops.sum(units * upstream, axis=-1, keepdims=True)
+            return inverse * (upstream - units * along)
+
+        return units, gradient
+
+    return divide(vectors)
+
+
+def lengths(vectors):
+    """`|v|` of each row, at least 1e-6, so that its gradient is finite.
+
+    Args:
+        vectors: Float tensor, shape `(..., dim)`.
+
+    Returns:
+        Tensor of shape `(...)`: what `unit_vectors` divides by.
+    """
+    squared = ops.sum(ops.square(vectors), axis=-1)
+    return ops.sqrt(ops.maximum(squared, 1e-12))
+
+
+def cosines(features, centroids):
+    """`features @ centroids.T / |centroids|`.
+
+    The lengths are taken at every call, also of frozen centroids: weights that were
+    fine-tuned elsewhere may be set at any time. A row shorter than 1e-6 is divided
+    by 1e-6.
+    """
+    squared = ops.sum(ops.square(centroids), axis=1)
+    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
+    # TensorFlow multiplies faster in one order or the other.
+    if centroids.shape[0] <= centroids.shape[1]:
+        return ops.matmul(features, ops.transpose(centroids)) * inverse
+    scaled = ops.matmul(centroids, ops.transpose(features)) * inverse[:, None]
+    return ops.transpose(scaled)
