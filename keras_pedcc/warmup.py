@@ -15,7 +15,8 @@ class MarginWarmup(keras.callbacks.Callback):
     In epoch e, counted from 0, the margin is
     `margin * (start + (1 - start) * min(1, e / epochs))`, with `margin` that of the
     loss: `PEDCCLoss`, `AMSoftmaxLoss` or `ArcFaceLoss`. Validation sees the margin of
-    its epoch too. It depends on the epoch alone: training that is resumed, by
+    its epoch too, which raises `val_loss`: let other callbacks monitor an accuracy.
+    The margin depends on the epoch alone: training that is resumed, by
     `initial_epoch` or from a backup, goes on with the margin it would have had.
 
     The factor is a weight, not trainable and not saved, of the model's

@@ -5,7 +5,18 @@ from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
 import keras_pedcc
-from keras_pedcc import CenterDense, CosineDense, PEDCCDense, ProductDense
+from keras_pedcc import (
+    AMSoftmaxLoss,
+    ArcFaceLoss,
+    ASoftmaxLoss,
+    CenterDense,
+    CenterLoss,
+    CosineDense,
+    HingeLoss,
+    LSoftmaxLoss,
+    PEDCCDense,
+    ProductDense,
+)
 
 NORMED = {"return_norm": True}
 HEADS = [(CosineDense, NORMED), (PEDCCDense, NORMED), (ProductDense, {})]
@@ -75,17 +86,28 @@ def test_head_computes_in_float32_under_every_policy(head, arguments, policy):
     assert np.isfinite(numpy_of(outputs["logits"])).all()
 
 
-@pytest.mark.parametrize(("head", "arguments"), ALL)
-def test_gradient_at_zero_features_is_finite(head, arguments):
-    layer = head(3, **arguments)
-    layer.build((None, 4))
-
-    def total(x):
-        outputs = layer(x)
-        outputs.pop("iterations", None)
-        return sum(ops.sum(value) for value in outputs.values())
-
-    assert np.isfinite(gradient_of(total, np.zeros((2, 4), "float32"))).all()
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [
+        (PEDCCDense(3), AMSoftmaxLoss()),
+        (PEDCCDense(3), ArcFaceLoss()),
+        (PEDCCDense(3, return_norm=True), ASoftmaxLoss(annealing_base=0)),
+        (CosineDense(3, return_norm=True), ASoftmaxLoss(annealing_base=0)),
+        (ProductDense(3), LSoftmaxLoss(annealing_base=0)),
+        (CenterDense(3), CenterLoss()),
+        (PEDCCDense(3), HingeLoss()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_gradient_is_finite_at_zero_features_and_on_centroids(head, loss):
+    head.build((None, 4))
+    weights = head.kernel if isinstance(head, CenterDense) else head.centroids
+    rows = numpy_of(weights).reshape(3, 4)
+    features = np.concatenate([np.zeros((3, 4)), rows, -rows]).astype("float32")
+    labels = np.tile(np.arange(3), 3)
+    gradient = gradient_of(lambda x: loss(labels, head(x)), features)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0
 
 
 @pytest.mark.parametrize(("head", "arguments"), ALL)
