@@ -307,19 +307,34 @@ def test_emnist_network_is_the_paper_s():
 
 
 def test_recipe_s_defaults_are_the_paper_s():
-    args = settings.parse(CIFAR100, [], "")
+    args = settings.parse(CIFAR100, [])
     assert (args.epochs, args.batch_size, args.learning_rate) == (120, 256, 0.1)
     assert (args.weight_decay, args.dim, args.width) == (5e-4, 512, 1)
     assert (args.scale, args.margin, args.mse_weight, args.mse_root) == (15, 0.5, 10, 1)
     assert (args.finetune_epoch, args.finetune_rate) == (70, 1e-3)
     assert (args.pad, args.flip) == (4, True)
-    args = settings.parse(EMNIST, [], "")
+    args = settings.parse(EMNIST, [])
     assert (args.pad, args.flip, args.label_smoothing, args.mixup) == (0, False, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--epochs", "3", "--decay-epochs", "1", "2", "--no-jit", "--fixed"],
+        ["--no-feature-norm", "--jit", "--mixed-precision", "float16", "--no-flip"],
+    ],
+)
+def test_flags_lead_back_to_the_settings(flags):
+    chosen = settings.of_the_run(settings.parse(TINY, flags))
+    found = settings.flags_of(TINY, chosen)
+    assert settings.of_the_run(settings.parse(TINY, found)) == chosen
+    assert len(found) == len(flags)
 
 
 def test_weight_decay_moves_kernels_as_in_the_formula(data_dir):
     """Gradient of `d / 2 |w|^2` through SGD: the first step takes `rate d w` off."""
-    args = settings.parse(TINY, ["--width", "1", "--weight-decay", "0.5"], "")
+    args = settings.parse(TINY, ["--width", "1", "--weight-decay", "0.5"])
     images = data.load(TINY.source, data_dir)
     model = training.make_model(TINY, args, images)
     kernel = model.get_layer("fc1").kernel
@@ -333,13 +348,13 @@ def test_weight_decay_moves_kernels_as_in_the_formula(data_dir):
 
 
 def test_step_schedule_is_a_tenth_at_each_decay_epoch():
-    args = settings.parse(TINY, ["--decay-epochs", "2", "4"], "")
+    args = settings.parse(TINY, ["--decay-epochs", "2", "4"])
     rates = [training.rate_of(epoch, args) for epoch in range(5)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001])
 
 
 def test_cosine_schedule_falls_from_the_rate_towards_zero():
-    args = settings.parse(TINY, ["--schedule", "cosine", "--epochs", "4"], "")
+    args = settings.parse(TINY, ["--schedule", "cosine", "--epochs", "4"])
     rates = [training.rate_of(epoch, args) for epoch in (0, 2, 4)]
     np.testing.assert_allclose(rates, [0.1, 0.05, 0], atol=1e-12)
 
@@ -470,6 +485,7 @@ BAD_FLAGS = {
     "limit": (["--limit", "49"], "--limit must lie between 1 and 48"),
     "held_out": (["--held-out", "48"], "leaves no image to train on"),
     "cpus": (["--logical-cpus", "1000"], "--logical-cpus must lie between 1 and"),
+    "margin": (["--margin", "3"], "`margin` must be a number in [0, 2]"),
     "branch": (["--branch-from", "nowhere"], "nowhere has no branch.npz"),
     "both": (["--branch-from", "x", "--fixed"], "leave out --fixed"),
 }

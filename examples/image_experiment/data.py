@@ -1,5 +1,6 @@
 """Where the images come from: plain `.npz` files, or tensorflow-datasets."""
 
+import collections.abc
 import dataclasses
 import zipfile
 import zlib
@@ -24,6 +25,7 @@ class Source:
         shape: Shape of an image, `(height, width, channels)`.
         num_classes: Number of classes.
         tfds_transposed: Whether tensorflow-datasets stores the images transposed.
+        loader: Function that gives the `Images`, where there is neither.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Source:
     shape: tuple
     num_classes: int
     tfds_transposed: bool = False
+    loader: collections.abc.Callable | None = None
 
 
 @dataclasses.dataclass
@@ -69,7 +72,10 @@ def load(source, data_dir=None, *, held_out=0, limit=None):
     Raises:
         BadInputError: The data cannot be had, or are not as they must be.
     """
-    images = _from_npz(source, data_dir) if data_dir else _from_tfds(source)
+    if source.loader:
+        images = source.loader()
+    else:
+        images = _from_npz(source, data_dir) if data_dir else _from_tfds(source)
     images = _checked(source, images)
     if held_out:
         images = _hold_out(images, held_out)
@@ -77,6 +83,19 @@ def load(source, data_dir=None, *, held_out=0, limit=None):
         kept = _evenly(images.y_train, limit, "--limit")
         images.x_train, images.y_train = images.x_train[kept], images.y_train[kept]
     return images
+
+
+def load_digits():
+    """The 1,797 handwritten digits of scikit-learn, 30 % of them for the test."""
+    from sklearn import datasets, model_selection
+
+    x, y = datasets.load_digits(return_X_y=True)
+    x = np.rint(x * (255 / 16)).astype("uint8").reshape(-1, 8, 8, 1)
+    parts = model_selection.train_test_split(
+        x, y, test_size=0.3, stratify=y, random_state=0
+    )
+    x_train, x_test, y_train, y_test = parts
+    return Images(x_train, y_train, x_test, y_test, "scikit-learn's digits")
 
 
 def _from_npz(source, data_dir):

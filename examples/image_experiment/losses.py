@@ -1,4 +1,8 @@
-"""The losses of the image experiments, and the head that each needs."""
+"""The losses of the image experiments, and the head that each needs.
+
+Each function takes the features, the number of classes and the settings, and
+returns the outputs of the model and the loss.
+"""
 
 import keras
 
@@ -13,24 +17,89 @@ def _pedcc(features, num_classes, args):
     return head(features), loss
 
 
-def _cross_entropy(features, num_classes, args):
-    head = keras.layers.Dense(
-        num_classes,
-        kernel_regularizer=keras.regularizers.L2(args.weight_decay / 2),
-        dtype="float32",
-        name="head",
+def _pedcc_am(features, num_classes, args):
+    """PEDCC-Loss without eq. 9."""
+    outputs, _ = _pedcc(features, num_classes, args)
+    return outputs, keras_pedcc.AMSoftmaxLoss(args.scale, args.margin)
+
+
+def _am_softmax(features, num_classes, args):
+    outputs = _decayed(
+        keras_pedcc.CosineDense(num_classes, name="head"), features, args
     )
+    return outputs, keras_pedcc.AMSoftmaxLoss(args.scale, args.margin)
+
+
+def _arcface(features, num_classes, args):
+    outputs = _decayed(
+        keras_pedcc.CosineDense(num_classes, name="head"), features, args
+    )
+    return outputs, keras_pedcc.ArcFaceLoss(args.scale, args.margin)
+
+
+def _a_softmax(features, num_classes, args):
+    head = keras_pedcc.CosineDense(num_classes, return_norm=True, name="head")
+    return _decayed(head, features, args), keras_pedcc.ASoftmaxLoss(args.multiple)
+
+
+def _l_softmax(features, num_classes, args):
+    head = keras_pedcc.ProductDense(num_classes, name="head")
+    return _decayed(head, features, args), keras_pedcc.LSoftmaxLoss(args.multiple)
+
+
+def _center(features, num_classes, args):
+    head = keras_pedcc.CenterDense(num_classes, name="head")
+    return _decayed(head, features, args), keras_pedcc.CenterLoss(args.center_weight)
+
+
+def _cross_entropy(features, num_classes, args):
     loss = (
         keras.losses.CategoricalCrossentropy(from_logits=True)
         if has_soft_labels(args)
         else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    return {"features": features, "logits": head(features)}, loss
+    return _plain_outputs(features, num_classes, args), loss
 
 
-# Name of a loss: function of features, number of classes and settings that returns
-# the outputs of the model and the loss.
-LOSSES = {"pedcc": _pedcc, "cross_entropy": _cross_entropy}
+def _hinge(features, num_classes, args):
+    return _plain_outputs(features, num_classes, args), keras_pedcc.HingeLoss()
+
+
+def _plain_outputs(features, num_classes, args):
+    head = keras.layers.Dense(num_classes, dtype="float32", name="head")
+    return {"features": features, "logits": _decayed(head, features, args)}
+
+
+def _decayed(head, features, args):
+    """Outputs of a head whose class weights decay like the kernels before them."""
+    outputs = head(features)
+    weight = head.centroids if hasattr(head, "centroids") else head.kernel
+    weight.regularizer = keras.regularizers.L2(args.weight_decay / 2)
+    return outputs
+
+
+LOSSES = {
+    "pedcc": _pedcc,
+    "pedcc_am": _pedcc_am,
+    "am_softmax": _am_softmax,
+    "arcface": _arcface,
+    "a_softmax": _a_softmax,
+    "l_softmax": _l_softmax,
+    "center": _center,
+    "cross_entropy": _cross_entropy,
+    "hinge": _hinge,
+}
+WITH_PEDCC = ("pedcc", "pedcc_am")
+ON_COSINES = (*WITH_PEDCC, "am_softmax", "arcface")
+ON_PLAIN_LOGITS = ("cross_entropy", "hinge")
+
+
+def make_optimizer(args):
+    """SGD with momentum; center loss moves its centres at their own rate."""
+    sgd = keras.optimizers.SGD(args.learning_rate, momentum=0.9)
+    if args.loss != "center":
+        return sgd
+    return keras_pedcc.FinetuneOptimizer(sgd, keras.optimizers.SGD(args.center_rate))
 
 
 def has_soft_labels(args):

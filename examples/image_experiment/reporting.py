@@ -166,6 +166,9 @@ def print_end(args, result):
     )
     print("  result.json             all settings, versions and numbers")
     print("  history.csv             the numbers of each epoch")
-    print("  curves.png              accuracy and loss by epoch")
-    print("  confusion.png           which classes are taken for which")
-    print("  cosines.png             cosine to the own class and to the nearest other")
+    if args.figures:
+        print("  curves.png              accuracy and loss by epoch")
+        print("  confusion.png           which classes are taken for which")
+        print(
+            "  cosines.png             cosines to the own class and the nearest other"
+        )

@@ -18,6 +18,7 @@ NOT_OF_THE_RUN = (
     "branch_from",
     "verbose",
     "workers",
+    "figures",
 )
 
 
@@ -46,17 +47,21 @@ class Experiment:
     notes: str
 
 
-def parse(experiment, argv, description):
+def parse(experiment, argv, description=""):
     """Settings from the command line; wrong ones raise `BadInputError`."""
+    args = _make_parser(experiment, description).parse_args(argv)
+    _check(args)
+    return args
+
+
+def _make_parser(experiment, description=""):
     parser = argparse.ArgumentParser(
         description=f"{description} {experiment.notes}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for add_group in (_add_data, _add_recipe, _add_loss, _add_run, _add_hardware):
         add_group(parser, experiment)
-    args = parser.parse_args(argv)
-    _check(args)
-    return args
+    return parser
 
 
 def of_the_run(args):
@@ -66,6 +71,32 @@ def of_the_run(args):
         for name, value in vars(args).items()
         if name not in NOT_OF_THE_RUN
     }
+
+
+def flags_of(experiment, chosen):
+    """The flags that lead to these settings, where they differ from the defaults.
+
+    Args:
+        experiment: `Experiment`.
+        chosen: Dict of settings, as `of_the_run` returns.
+
+    Returns:
+        List of strings; `parse` makes the same settings of them.
+    """
+    parser, flags = _make_parser(experiment), []
+    defaults = of_the_run(parser.parse_args([]))
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in chosen.items():
+        if value == defaults[name]:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            negative = f"--no-{flag[2:]}" in actions[name].option_strings
+            flags.append(flag if value or not negative else f"--no-{flag[2:]}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            flags += [flag, *map(str, values)]
+    return flags
 
 
 def _add_data(parser, experiment):
@@ -139,6 +170,14 @@ def _add_loss(parser, experiment):
     add("--margin", type=float, default=0.5, help="m of eq. 8, in units of cosine")
     add("--mse-weight", type=float, default=10.0, help="lambda of eq. 10")
     add("--mse-root", type=int, default=1, help="n of eq. 10; the paper: 1, 2, 3")
+    add("--multiple", type=int, default=4, help="m of L- and A-Softmax: 1 to 8")
+    add(
+        "--center-weight",
+        type=float,
+        default=0.003,
+        help="lambda of center loss; the paper does not say which it took",
+    )
+    add("--center-rate", type=float, default=0.5, help="alpha of center loss")
     add("--centroid-seed", type=int, default=0, help="draws the centroids")
     add(
         "--finetune-epoch",
@@ -171,6 +210,12 @@ def _add_run(parser, experiment):
         metavar="FOLDER",
         help="start from the state that the same run with --fixed, in FOLDER, had at "
         "--finetune-epoch",
+    )
+    add(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw them at the end",
     )
     add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
 
@@ -227,12 +272,12 @@ def _check_ranges(args):
         "epochs": 1, "batch_size": 1, "dim": 2, "mse_root": 1, "workers": 1,
         "pad": 0, "held_out": 0, "seed": 0, "centroid_seed": 0, "finetune_epoch": 0,
         "weight_decay": 0, "label_smoothing": 0, "mixup": 0, "margin": 0,
-        "mse_weight": 0,
+        "mse_weight": 0, "multiple": 1, "center_weight": 0,
     }  # fmt: skip
     for name, low in lowest.items():
         if not getattr(args, name) >= low:
             raise _out_of_range(args, name, f"at least {low}")
-    for name in ("learning_rate", "width", "scale", "finetune_rate"):
+    for name in ("learning_rate", "width", "scale", "finetune_rate", "center_rate"):
         if not 0 < getattr(args, name) < float("inf"):
             raise _out_of_range(args, name, "above 0")
     if not args.label_smoothing < 1:

@@ -12,7 +12,14 @@ import keras_pedcc
 from image_experiment import data, figures, reporting, settings
 from image_experiment.batches import FollowEpoch, TrainingBatches, soft_labels
 from image_experiment.data import BadInputError
-from image_experiment.losses import LOSSES, has_soft_labels
+from image_experiment.losses import (
+    LOSSES,
+    ON_COSINES,
+    ON_PLAIN_LOGITS,
+    WITH_PEDCC,
+    has_soft_labels,
+    make_optimizer,
+)
 from image_experiment.networks import vgg
 
 BRANCH = "branch.npz"
@@ -34,16 +41,17 @@ def _run(experiment, args):
     images = data.load(
         experiment.source, args.data_dir, held_out=args.held_out, limit=args.limit
     )
+    with scope:
+        model = make_model(experiment, args, images)
     if not open_folder(args, images):
         print(f"The run in {args.output_dir} is finished: nothing to do.")
         return
-    with scope:
-        model = make_model(experiment, args, images)
     reporting.print_start(experiment, args, images, model)
     fit(model, args, images)
     model.save(args.output_dir / "model.keras")
     predicted = model.predict(images.x_test, args.batch_size, verbose=0)
-    figures.draw(args, images, model, predicted)
+    if args.figures:
+        figures.draw(args, images, model, predicted)
     result = reporting.write_result(experiment, args, images, model, predicted)
     reporting.print_end(args, result)
 
@@ -167,10 +175,13 @@ def make_model(experiment, args, images):
         feature_norm=args.feature_norm,
     )
     num_classes = experiment.source.num_classes
-    outputs, loss = LOSSES[args.loss](features, num_classes, args)
+    try:
+        outputs, loss = LOSSES[args.loss](features, num_classes, args)
+    except ValueError as error:  # a constant out of the range of its loss
+        raise BadInputError(str(error)) from error
     model = keras_pedcc.PEDCCModel(inputs, outputs)
     model.compile(
-        keras.optimizers.SGD(args.learning_rate, momentum=0.9),
+        make_optimizer(args),
         loss,
         metrics=make_metrics(args, num_classes),
         jit_compile="auto" if args.jit is None else args.jit,
@@ -190,22 +201,24 @@ def pixel_statistics(images):
 
 
 def make_metrics(args, num_classes):
-    """Accuracy, the two parts of the loss, and the spread within classes."""
-    intra = keras_pedcc.IntraClassDistance(num_classes, args.dim)
-    if args.loss == "cross_entropy":
-        return {"logits": ["accuracy"]}
-    parts = [
-        keras.metrics.MeanMetricWrapper(
-            keras_pedcc.losses.am_softmax_loss,
-            "am_softmax",
-            scale=args.scale,
-            margin=args.margin,
-        ),
-        keras.metrics.MeanMetricWrapper(
-            keras_pedcc.losses.centroid_distance, "centroid_distance"
-        ),
-    ]
-    return {"logits": ["accuracy", *parts], "features": [intra]}
+    """Accuracy; where they are defined, the parts of eq. 10 and the spread."""
+    metrics = {"logits": ["accuracy"]}
+    if args.loss in ON_COSINES:
+        metrics["logits"] += [
+            keras.metrics.MeanMetricWrapper(
+                keras_pedcc.losses.am_softmax_loss,
+                "am_softmax",
+                scale=args.scale,
+                margin=args.margin,
+            ),
+            keras.metrics.MeanMetricWrapper(
+                keras_pedcc.losses.centroid_distance, "centroid_distance"
+            ),
+        ]
+    if args.loss not in ON_PLAIN_LOGITS:
+        spread = keras_pedcc.IntraClassDistance(num_classes, args.dim)
+        metrics["features"] = [spread]
+    return metrics
 
 
 def fit(model, args, images):
@@ -246,7 +259,7 @@ def make_callbacks(args, batches):
         reporting.History(args.output_dir / "history.csv", batches),
         keras.callbacks.TerminateOnNaN(),
     ]
-    if args.loss == "pedcc":
+    if args.loss in WITH_PEDCC:
         # A run that never unfreezes has it too: its backups then fit one that does.
         epoch = None if args.fixed else args.finetune_epoch
         callbacks.append(keras_pedcc.FinetuneCallback(epoch, args.finetune_rate))

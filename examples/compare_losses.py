@@ -1,0 +1,369 @@
+"""Every loss of the paper's tables on the same network, images, schedule and seeds.
+
+    python examples/compare_losses.py                          digits, in minutes
+    python examples/compare_losses.py --dataset emnist47 --data-dir FOLDER
+
+Each loss takes, of the learning rates given, the one of highest accuracy on held-out
+training images, over seeds of its own; all runs of the table then train on all
+training images and are scored on the test images after the last epoch. A run that is
+finished is not repeated: the same command goes on where it was stopped. Flags that
+are not listed go to every run, see `cifar100.py --help`.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import multiprocessing
+import pathlib
+import statistics
+import sys
+import time
+
+from cifar100 import CIFAR100
+from emnist import EMNIST
+from image_experiment import training
+from image_experiment.data import BadInputError, Source, load_digits
+from image_experiment.settings import Experiment
+
+MNIST = Experiment(
+    name="mnist",
+    source=Source("MNIST", ("mnist.npz",), "mnist", (28, 28, 1), 10),
+    stem=EMNIST.stem,
+    blocks=EMNIST.blocks,
+    dim=EMNIST.dim,
+    pad=0,
+    flip=False,
+    notes="",
+)
+DIGITS = Experiment(
+    name="digits",
+    source=Source("Digits", (), "", (8, 8, 1), 10, loader=load_digits),
+    stem=16,
+    blocks=((1, 32), (1, 64)),
+    dim=64,
+    pad=0,
+    flip=False,
+    notes="",
+)
+EXPERIMENTS = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "emnist47": EMNIST,
+    "cifar100": CIFAR100,
+}
+LOSSES = {
+    "hinge": ["--loss", "hinge"],
+    "cross_entropy": ["--loss", "cross_entropy"],
+    "l_softmax_m2": ["--loss", "l_softmax", "--multiple", "2"],
+    "l_softmax_m4": ["--loss", "l_softmax", "--multiple", "4"],
+    "a_softmax_m4": ["--loss", "a_softmax", "--multiple", "4"],
+    "center": ["--loss", "center"],
+    "am_softmax": ["--loss", "am_softmax"],
+    "arcface": ["--loss", "arcface"],
+    "pedcc_am": ["--loss", "pedcc_am", "--fixed"],
+    "pedcc_n1": ["--mse-root", "1", "--fixed"],
+    "pedcc_n1_tuned": ["--mse-root", "1"],
+    "pedcc_n2": ["--mse-root", "2", "--fixed"],
+    "pedcc_n2_tuned": ["--mse-root", "2"],
+    "pedcc_n3": ["--mse-root", "3", "--fixed"],
+    "pedcc_n3_tuned": ["--mse-root", "3"],
+}
+BASELINE = "cross_entropy"
+# Two-sided 95 % points of Student's t by degrees of freedom; 1.96 beyond.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: its place in the tables, and what the command line would be."""
+
+    loss: str
+    seed: int
+    rate: float
+    dataset: str
+    folder: str
+    flags: tuple
+
+
+def main(argv=None):
+    """Trains what is missing, reports, and writes the table; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        rates = choose_rates(args)
+        results = run_all(final_jobs(args, rates), args)
+    except BadInputError as error:
+        print(f"compare_losses: error: {error}", file=sys.stderr)
+        return 2
+    summary = summarise(results, rates, args)
+    text = as_markdown(summary, args)
+    (args.output_dir / "table.md").write_text(text)
+    (args.output_dir / "table.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw(summary, args.output_dir / "accuracy.png")
+    print(f"\n{text}\nWritten to {args.output_dir}: table.md, table.json, accuracy.png")
+    return 0
+
+
+def choose_rates(args):
+    """The learning rate of each loss, by accuracy on held-out training images."""
+    if len(args.learning_rates) == 1:
+        return dict.fromkeys(args.losses, args.learning_rates[0])
+    jobs = [
+        make_job(args, loss, seed, rate, "held_out", "--held-out", args.held_out)
+        for rate in args.learning_rates
+        for seed in args.tuning_seeds
+        for loss in args.losses
+    ]
+    scores = collections.defaultdict(list)
+    for job, result in run_all(jobs, args).items():
+        scores[job.loss, job.rate].append(result["accuracy"])
+    return {
+        loss: max(args.learning_rates, key=lambda r: statistics.mean(scores[loss, r]))
+        for loss in args.losses
+    }
+
+
+def final_jobs(args, rates):
+    return [
+        make_job(args, loss, seed, rates[loss], "test")
+        for seed in args.seeds
+        for loss in args.losses
+    ]
+
+
+def make_job(args, loss, seed, rate, part, *flags):
+    folder = args.output_dir / part / f"{loss}_rate{rate:g}_seed{seed}"
+    flags = [
+        *LOSSES[loss],
+        "--learning-rate",
+        rate,
+        "--seed",
+        seed,
+        *flags,
+        *args.flags,
+    ]
+    if args.data_dir:
+        flags += ["--data-dir", args.data_dir]
+    flags += ["--output-dir", folder, "--resume", "--verbose", "0", "--no-figures"]
+    return Job(loss, seed, rate, args.dataset, str(folder), tuple(map(str, flags)))
+
+
+def run_all(jobs, args):
+    """Results of all jobs, by job; prints one line as each ends."""
+    if args.jobs == 1:
+        ended = ((job, run_one(job)) for job in jobs)
+        return dict(reported(ended, len(jobs)))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, context) as pool:
+        futures = {pool.submit(run_one, job): job for job in jobs}
+        ended = concurrent.futures.as_completed(futures)
+        return dict(reported(((futures[f], f.result()) for f in ended), len(jobs)))
+
+
+def run_one(job):
+    """Trains one job, or reads what it left when it was trained before."""
+    path = pathlib.Path(job.folder) / "result.json"
+    if not path.exists():
+        said = io.StringIO()
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(said),
+        ):
+            code = training.run(EXPERIMENTS[job.dataset], job.flags)
+        if code:
+            raise BadInputError(
+                f"{job.loss}, seed {job.seed}: {said.getvalue().strip()}"
+            )
+    return json.loads(path.read_text())
+
+
+def reported(ended, number):
+    """Passes pairs of job and result on, with a line for each."""
+    begun = time.perf_counter()
+    for count, (job, result) in enumerate(ended, start=1):
+        print(
+            f"[{count}/{number}, {time.perf_counter() - begun:.0f} s] {job.loss}, "
+            f"seed {job.seed}, rate {job.rate:g}: {100 * result['accuracy']:.2f} % of "
+            f"{result['data']['scored_on']}",
+            flush=True,
+        )
+        yield job, result
+
+
+def summarise(results, rates, args):
+    """The numbers of the table: a row for each loss, and what they depend on."""
+    accuracy = collections.defaultdict(dict)
+    seconds = collections.defaultdict(list)
+    for job, result in results.items():
+        accuracy[job.loss][job.seed] = 100 * result["accuracy"]
+        seconds[job.loss].append(result["seconds"] / len(result["accuracy_per_epoch"]))
+    base = accuracy.get(BASELINE)
+    rows = {
+        loss: {
+            "learning_rate": rates[loss],
+            "accuracy": [accuracy[loss][seed] for seed in args.seeds],
+            **spread(accuracy[loss].values()),
+            "difference": difference(accuracy[loss], base, args.seeds),
+            "seconds_per_epoch": statistics.median(seconds[loss]),
+        }
+        for loss in args.losses
+    }
+    any_result = next(iter(results.values()))
+    settings = {**any_result["settings"]}
+    for name in ("loss", "seed", "learning_rate", "mse_root", "fixed", "multiple"):
+        del settings[name]
+    return {
+        "dataset": args.dataset,
+        "command": args.command,
+        "seeds": args.seeds,
+        "learning_rates": args.learning_rates,
+        "rows": rows,
+        "settings": settings,
+        "data": any_result["data"],
+        "environment": any_result["environment"],
+    }
+
+
+def spread(values):
+    """Mean and standard deviation."""
+    values = list(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": std}
+
+
+def difference(accuracy, base, seeds):
+    """Accuracy minus the baseline's, paired by seed, with its 95 % t interval."""
+    if base is None or base is accuracy:
+        return None
+    values = [accuracy[seed] - base[seed] for seed in seeds]
+    mean, std = spread(values).values()
+    if std is None:
+        return {"mean": mean, "interval": None}
+    degrees = len(values) - 1
+    t = T_95[degrees - 1] if degrees <= len(T_95) else 1.96
+    half = t * std / math.sqrt(len(values))
+    return {"mean": mean, "interval": [mean - half, mean + half]}
+
+
+def as_markdown(summary, args):
+    """The table, best first, with its conditions below."""
+    lines = [
+        "| loss | test accuracy (%) | minus cross entropy (95 % interval) | "
+        "learning rate | seconds per epoch |",
+        "|---|---|---|---|---|",
+    ]
+    rows = sorted(summary["rows"].items(), key=lambda item: -item[1]["mean"])
+    for loss, row in rows:
+        accuracy = f"{row['mean']:.2f}"
+        accuracy += "" if row["std"] is None else f" +- {row['std']:.2f}"
+        cells = [loss, accuracy, as_text(row["difference"])]
+        cells += [f"{row['learning_rate']:g}", f"{row['seconds_per_epoch']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    data, place = summary["data"], summary["environment"]
+    lines += [
+        "",
+        f"{summary['dataset']} ({data['training_images']:,} training and "
+        f"{data['scored_images']:,} test images), "
+        f"{summary['settings']['epochs']} epochs, seeds "
+        f"{', '.join(map(str, summary['seeds']))}; {place['cpus']} CPU cores "
+        f"({place['cpu']}), devices {', '.join(place['devices'])}, "
+        f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
+        f"Command: `{summary['command']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def as_text(difference):
+    if difference is None:
+        return "-"
+    text = f"{difference['mean']:+.2f}"
+    if difference["interval"]:
+        low, high = difference["interval"]
+        text += f" ({low:+.2f} to {high:+.2f})"
+    return text
+
+
+def draw(summary, path):
+    """Accuracy of each loss, one dot per seed and a bar at the mean."""
+    from image_experiment.figures import OTHER, OWN, TRAINING, plt, save
+
+    rows = sorted(summary["rows"].items(), key=lambda item: item[1]["mean"])
+    figure, axis = plt.subplots(
+        figsize=(7, 0.5 + 0.36 * len(rows)), layout="constrained"
+    )
+    for place, (loss, row) in enumerate(rows):
+        color = OWN if loss.startswith("pedcc") else TRAINING
+        color = OTHER if loss == BASELINE else color
+        axis.plot(
+            row["accuracy"], [place] * len(row["accuracy"]), "o", color=color, ms=4
+        )
+        axis.plot([row["mean"]], [place], "|", color=color, ms=16, mew=2)
+    axis.set_yticks(range(len(rows)), [loss for loss, _ in rows])
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel=f"test accuracy on {summary['dataset']} (%)")
+    save(figure, path)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
+    )
+    add = parser.add_argument
+    add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
+    add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
+    add("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, metavar="LOSS")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the table")
+    add(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=[0.03, 0.1],
+        help="each loss takes one of them",
+    )
+    add("--tuning-seeds", type=int, nargs="+", default=[100], help="to choose with")
+    add("--held-out", type=int, help="images to choose with; a tenth if left out")
+    add("--jobs", type=int, default=1, help="runs side by side")
+    add("--output-dir", type=pathlib.Path, help="runs/compare_DATASET if left out")
+    args, args.flags = parser.parse_known_args(argv)
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    args.output_dir = (
+        args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
+    )
+    args.held_out = args.held_out or default_held_out(args)
+    args.command = command_of(args, argv)
+    args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
+    return args
+
+
+# The digits are small: the paper's 120 epochs would be 120 times too many.
+DEFAULT_FLAGS = {
+    "digits": "--epochs 12 --batch-size 64 --schedule cosine --finetune-epoch 8".split()
+}
+
+
+def default_held_out(args):
+    return {"digits": 300, "mnist": 6000, "emnist47": 9400, "cifar100": 5000}[
+        args.dataset
+    ]
+
+
+def command_of(args, argv):
+    """The command, without the folders of this machine."""
+    words = list(sys.argv[1:] if argv is None else map(str, argv))
+    for flag in ("--data-dir", "--output-dir", "--jobs"):
+        while flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
+    return " ".join(["python examples/compare_losses.py", *words])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
