@@ -4,6 +4,7 @@ import keras
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from image_experiment.reporting import read_history, unit_rows
 
@@ -32,15 +33,17 @@ def draw_curves(args, path):
     """Accuracy and loss by epoch, with the unfreezing marked."""
     rows = read_history(args.output_dir / "history.csv")
     epochs = [row["epoch"] + 1 for row in rows]
+    scored = "held-out images" if args.held_out else "test images"
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name, factor in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
         for prefix, color in (("", TRAINING), ("val_", OWN)):
             values = [factor * row[prefix + name] for row in rows]
-            label = "scored images" if prefix else "training images"
+            label = scored if prefix else "training images"
             axis.plot(epochs, values, ".-", color=color, label=label)
         if args.loss == "pedcc" and not args.fixed and args.finetune_epoch < len(rows):
             line = {"color": "0.3", "ls": "--", "label": "centroids unfrozen"}
             axis.axvline(args.finetune_epoch + 0.5, **line)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="epoch", ylabel="accuracy (%)" if factor == 100 else name)
     axes[0].legend()
     save(figure, path)
