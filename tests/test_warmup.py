@@ -1,3 +1,4 @@
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ def test_margin_grows_by_the_epoch(data, kind, plain):
     assert_allclose(fitted.history["val_loss"], expected)
 
 
+def test_warmup_reaches_a_step_that_was_traced_without_it(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
+    model.fit(*data, verbose=0)
+    fitted = model.fit(*data, epochs=2, callbacks=[MarginWarmup(2)], verbose=0)
+    outputs = model.predict(data[0], verbose=0)
+    for loss, margin in zip(fitted.history["loss"], (0.0, 0.4), strict=True):
+        expected = am_softmax_loss(data[1], outputs, margin=margin)
+        assert_allclose(loss, numpy_of(expected).mean())
+
+
 def test_margins_of_classes_grow_together(data):
     model = model_of(AMSoftmaxLoss(margin=[0.2, 0.4, 0.8]))
     fitted = model.fit(*data, epochs=2, callbacks=[MarginWarmup(2)], verbose=0)
@@ -121,6 +132,10 @@ def test_files_do_not_know_the_warmup(data, tmp_path):
     model.fit(*data, callbacks=[MarginWarmup(2)], verbose=0)
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
+    names = []
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        file.visit(names.append)
+    assert not [name for name in names if "margin_share/vars/" in name]
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.loss.margin_share is None
     assert len(loaded.weights) == len(model.weights) - 1
