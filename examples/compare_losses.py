@@ -26,7 +26,7 @@ import time
 
 from cifar100 import CIFAR100
 from emnist import EMNIST
-from image_experiment import training
+from image_experiment import settings, training
 from image_experiment.data import BadInputError, Source, load_digits
 from image_experiment.settings import Experiment
 
@@ -148,7 +148,8 @@ def make_job(args, loss, seed, rate, part, *flags):
     ]
     if args.data_dir:
         flags += ["--data-dir", args.data_dir]
-    flags += ["--output-dir", folder, "--resume", "--verbose", "0", "--no-figures"]
+    flags += ["--output-dir", folder, "--resume", "--verbose", "0"]
+    flags += ["--no-figures", "--score", "last"]
     return Job(loss, seed, rate, args.dataset, str(folder), tuple(map(str, flags)))
 
 
@@ -168,17 +169,22 @@ def run_one(job):
     """Trains one job, or reads what it left when it was trained before."""
     path = pathlib.Path(job.folder) / "result.json"
     if not path.exists():
-        said = io.StringIO()
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(said),
-        ):
-            code = training.run(EXPERIMENTS[job.dataset], job.flags)
-        if code:
-            raise BadInputError(
-                f"{job.loss}, seed {job.seed}: {said.getvalue().strip()}"
-            )
-    return json.loads(path.read_text())
+        train(job)
+    result = json.loads(path.read_text())
+    wanted = settings.parse(EXPERIMENTS[job.dataset], job.flags)
+    training.refuse_changes(
+        result["settings"], settings.of_the_run(wanted), f"the run in {job.folder}"
+    )
+    return result
+
+
+def train(job):
+    """Trains one job in silence."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = training.run(EXPERIMENTS[job.dataset], job.flags)
+    if code:
+        raise BadInputError(f"{job.loss}, seed {job.seed}: {err.getvalue().strip()}")
 
 
 def reported(ended, number):
@@ -200,7 +206,7 @@ def summarise(results, rates, args):
     seconds = collections.defaultdict(list)
     for job, result in results.items():
         accuracy[job.loss][job.seed] = 100 * result["accuracy"]
-        seconds[job.loss].append(result["seconds"] / len(result["accuracy_per_epoch"]))
+        seconds[job.loss].append(result["seconds"] / result["epochs"])
     base = accuracy.get(BASELINE)
     rows = {
         loss: {
@@ -213,16 +219,15 @@ def summarise(results, rates, args):
         for loss in args.losses
     }
     any_result = next(iter(results.values()))
-    settings = {**any_result["settings"]}
-    for name in ("loss", "seed", "learning_rate", "mse_root", "fixed", "multiple"):
-        del settings[name]
+    of_the_row = ("loss", "seed", "learning_rate", "mse_root", "fixed", "multiple")
+    shared = {k: v for k, v in any_result["settings"].items() if k not in of_the_row}
     return {
         "dataset": args.dataset,
         "command": args.command,
         "seeds": args.seeds,
         "learning_rates": args.learning_rates,
         "rows": rows,
-        "settings": settings,
+        "settings": shared,
         "data": any_result["data"],
         "environment": any_result["environment"],
     }

@@ -37,6 +37,8 @@ def draw_curves(args, path):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name, factor in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
         for prefix, color in (("", TRAINING), ("val_", OWN)):
+            if prefix + name not in rows[0]:
+                continue
             values = [factor * row[prefix + name] for row in rows]
             label = scored if prefix else "training images"
             axis.plot(epochs, values, ".-", color=color, label=label)

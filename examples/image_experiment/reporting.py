@@ -76,7 +76,10 @@ def write_result(experiment, args, images, model, predicted):
             "scored_on": "held-out training images" if args.held_out else "test images",
         },
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
-        "accuracy_per_epoch": [row["val_accuracy"] for row in history],
+        "accuracy_per_epoch": [
+            row["val_accuracy"] for row in history if "val_accuracy" in row
+        ],
+        "epochs": len(history),
         # The first epoch compiles.
         "images_per_second": statistics.median(speeds[1:] or speeds),
         "seconds": sum(row["train_seconds"] for row in history),

@@ -19,6 +19,7 @@ NOT_OF_THE_RUN = (
     "verbose",
     "workers",
     "figures",
+    "score",
 )
 
 
@@ -210,6 +211,12 @@ def _add_run(parser, experiment):
         metavar="FOLDER",
         help="start from the state that the same run with --fixed, in FOLDER, had at "
         "--finetune-epoch",
+    )
+    add(
+        "--score",
+        choices=("each", "last"),
+        default="each",
+        help="whether each epoch is scored, or the last alone",
     )
     add(
         "--figures",

@@ -239,10 +239,11 @@ def fit(model, args, images):
     labels = images.y_test
     if has_soft_labels(args):  # the metrics expect the same form as in training
         labels = soft_labels(labels, num_classes)
+    scored = (images.x_test, labels) if args.score == "each" else None
     model.fit(
         batches,
         epochs=args.epochs,
-        validation_data=(images.x_test, labels),
+        validation_data=scored,
         validation_batch_size=args.batch_size,
         callbacks=make_callbacks(args, batches),
         verbose=args.verbose,

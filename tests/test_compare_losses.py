@@ -1,0 +1,148 @@
+import json
+
+import compare_losses
+import numpy as np
+import pytest
+from compare_losses import LOSSES, Job, difference
+from image_experiment import settings, training
+from image_experiment.data import load
+from scipy import stats
+
+QUICK = ["--epochs", "1", "--batch-size", "64", "--no-jit", "--limit", "128"]
+
+
+def result_of(job, accuracy):
+    """What a run of this job leaves, without the run."""
+    args = settings.parse(compare_losses.EXPERIMENTS[job.dataset], job.flags)
+    return {
+        "settings": settings.of_the_run(args),
+        "accuracy": accuracy,
+        "seconds": 2.0,
+        "epochs": args.epochs,
+        "data": {"training_images": 9, "scored_images": 5, "scored_on": "test images"},
+        "environment": {
+            "cpus": 2,
+            "cpu": "X",
+            "devices": ["cpu"],
+            "backend": "jax",
+            "jax": "1",
+            "keras": "3",
+        },
+    }
+
+
+def fake(monkeypatch, accuracy_of):
+    """Replaces training by a function of the job; returns the list of jobs trained."""
+    trained = []
+
+    def train(job):
+        trained.append(job)
+        folder = compare_losses.pathlib.Path(job.folder)
+        folder.mkdir(parents=True)
+        text = json.dumps(result_of(job, accuracy_of(job)))
+        (folder / "result.json").write_text(text)
+
+    monkeypatch.setattr(compare_losses, "train", train)
+    return trained
+
+
+def test_t_table_is_student_s():
+    for degrees, value in enumerate(compare_losses.T_95, start=1):
+        assert value == pytest.approx(stats.t.ppf(0.975, degrees), abs=6e-4)
+
+
+def test_difference_is_paired_by_seed():
+    ours, base = {0: 90.0, 1: 95.0, 2: 91.0}, {0: 89.0, 1: 93.5, 2: 90.5}
+    found = difference(ours, base, [0, 1, 2])
+    low, high = stats.t.interval(0.95, 2, 1.0, stats.sem([1.0, 1.5, 0.5]))
+    assert found["mean"] == pytest.approx(1.0)
+    np.testing.assert_allclose(found["interval"], [low, high], rtol=1e-3)
+    assert difference(base, base, [0, 1, 2]) is None
+    assert difference({0: 2.0}, {0: 1.0}, [0])["interval"] is None
+
+
+def test_each_loss_takes_its_best_rate_on_held_out_images(monkeypatch, tmp_path):
+    best = {"hinge": 0.03, "cross_entropy": 0.3}
+
+    def accuracy(job):
+        tuning = "--held-out" in job.flags
+        return 0.5 + 0.1 * (job.rate == best[job.loss]) if tuning else 0.7
+
+    fake(monkeypatch, accuracy)
+    flags = ["--losses", "hinge", "cross_entropy", "--output-dir", str(tmp_path)]
+    flags += ["--learning-rates", "0.03", "0.3", "--seeds", "0", "1"]
+    assert compare_losses.main(flags) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert {loss: row["learning_rate"] for loss, row in table["rows"].items()} == best
+    assert table["rows"]["hinge"]["accuracy"] == [70.0, 70.0]
+    assert (tmp_path / "accuracy.png").stat().st_size > 5000
+
+
+def test_finished_runs_are_not_repeated(monkeypatch, tmp_path, capsys):
+    trained = fake(monkeypatch, lambda job: 0.9 if job.loss == "hinge" else 0.8)
+    flags = ["--losses", "hinge", "cross_entropy", "--output-dir", str(tmp_path)]
+    flags += ["--learning-rates", "0.1", "--seeds", "0"]
+    assert compare_losses.main(flags) == 0
+    assert compare_losses.main([*flags, "1"]) == 0
+    assert [(job.loss, job.seed) for job in trained] == [
+        ("hinge", 0),
+        ("cross_entropy", 0),
+        ("hinge", 1),
+        ("cross_entropy", 1),
+    ]
+    assert (
+        "| hinge | 90.00 +- 0.00 | +10.00 (+10.00 to +10.00) |"
+        in capsys.readouterr().out
+    )
+
+
+def test_runs_of_other_settings_are_refused(monkeypatch, tmp_path, capsys):
+    fake(monkeypatch, lambda job: 0.9)
+    flags = ["--losses", "hinge", "--output-dir", str(tmp_path)]
+    flags += ["--learning-rates", "0.1", "--seeds", "0"]
+    assert compare_losses.main(flags) == 0
+    assert compare_losses.main([*flags, "--epochs", "3"]) == 2
+    assert "epochs was 12 and is 3" in capsys.readouterr().err
+
+
+def test_failed_run_ends_with_its_message(tmp_path, capsys):
+    flags = ["--dataset", "mnist", "--data-dir", str(tmp_path), "--seeds", "0"]
+    code = compare_losses.main([*flags, "--output-dir", str(tmp_path / "out")])
+    assert code == 2
+    assert "no mnist.npz in" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_takes_a_step_down(loss, tmp_path):
+    experiment = compare_losses.DIGITS
+    flags = [*LOSSES[loss], *QUICK, "--learning-rate", "0.01"]
+    args = settings.parse(experiment, flags)
+    images = load(experiment.source, limit=128)
+    model = training.make_model(experiment, args, images)
+    before = model.evaluate(images.x_train, images.y_train, verbose=0, return_dict=True)
+    model.fit(images.x_train, images.y_train, epochs=10, verbose=0)
+    after = model.evaluate(images.x_train, images.y_train, verbose=0, return_dict=True)
+    assert after["loss"] < before["loss"]
+    assert after["accuracy"] > 0.5
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_give_what_one_gives(tmp_path):
+    flags = ["--losses", "cross_entropy", "pedcc_n1_tuned", "--seeds", "0"]
+    flags += ["--learning-rates", "0.1", *QUICK, "--finetune-epoch", "0"]
+    tables = []
+    for jobs in ("1", "2"):
+        folder = tmp_path / jobs
+        argv = [*flags, "--jobs", jobs, "--output-dir", str(folder)]
+        assert compare_losses.main(argv) == 0
+        tables.append(json.loads((folder / "table.json").read_text())["rows"])
+    for loss, row in tables[0].items():
+        assert tables[1][loss]["accuracy"] == pytest.approx(row["accuracy"], abs=1.0)
+
+
+def test_job_names_its_folder_by_what_it_is():
+    args = compare_losses.parse_args(["--output-dir", "x"])
+    job = compare_losses.make_job(args, "hinge", 3, 0.1, "test")
+    assert isinstance(job, Job)
+    assert job.folder == "x/test/hinge_rate0.1_seed3"
