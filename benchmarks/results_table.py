@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 from cifar100 import CIFAR100
 from emnist import EMNIST
-from image_experiment.settings import flags_of
+from image_experiment.settings import flags_of, of_the_run, parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = {"cifar100": CIFAR100, "emnist": EMNIST}
@@ -56,7 +56,9 @@ def table(runs):
 
 
 def _key(run):
-    chosen = {k: v for k, v in run["settings"].items() if k != "seed"}
+    # A run from before a setting was there had its default.
+    defaults = of_the_run(parse(EXPERIMENTS[run["experiment"]], []))
+    chosen = {**defaults, **run["settings"], "seed": None}
     place = _place(run["environment"])
     return run["experiment"], run["data"]["origin"], place, json.dumps(chosen)
 

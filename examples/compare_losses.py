@@ -343,7 +343,7 @@ def parse_args(argv):
         args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
     )
     args.held_out = args.held_out or default_held_out(args)
-    args.command = command_of(args, argv)
+    args.command = command_of("compare_losses", argv)
     args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
     return args
 
@@ -360,14 +360,14 @@ def default_held_out(args):
     ]
 
 
-def command_of(args, argv):
-    """The command, without the folders of this machine."""
+def command_of(script, argv):
+    """The command of a script, without the folders of this machine."""
     words = list(sys.argv[1:] if argv is None else map(str, argv))
     for flag in ("--data-dir", "--output-dir", "--jobs"):
         while flag in words:
             at = words.index(flag)
             del words[at : at + 2]
-    return " ".join(["python examples/compare_losses.py", *words])
+    return " ".join([f"python examples/{script}.py", *words])
 
 
 if __name__ == "__main__":

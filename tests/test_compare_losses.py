@@ -1,5 +1,6 @@
 import json
 
+import centroid_study
 import compare_losses
 import numpy as np
 import pytest
@@ -110,6 +111,24 @@ def test_failed_run_ends_with_its_message(tmp_path, capsys):
     code = compare_losses.main([*flags, "--output-dir", str(tmp_path / "out")])
     assert code == 2
     assert "no mnist.npz in" in capsys.readouterr().err
+
+
+def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
+    trained = fake(monkeypatch, lambda job: 0.9 if "frozen" in job.loss else 0.8)
+    flags = ["--per-class", "5", "100", "--seeds", "0", "1", "--steps", "600"]
+    assert centroid_study.main([*flags, "--output-dir", str(tmp_path)]) == 0
+    assert len(trained) == 2 * 2 * len(centroid_study.RECIPES)
+    for job in trained:
+        args = settings.parse(compare_losses.DIGITS, job.flags)
+        steps = args.epochs * args.passes * args.limit / args.batch_size
+        assert steps == pytest.approx(600, rel=0.05)
+        if "late" in job.loss:
+            assert args.finetune_epoch == args.epochs * 7 // 12
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert rows["frozen"]["5"]["difference"]["mean"] == pytest.approx(10.0)
+    assert rows["cross entropy"]["5"]["difference"] is None
+    assert "| frozen | **90.0** +- 0.0 |" in (tmp_path / "study.md").read_text()
+    assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

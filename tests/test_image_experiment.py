@@ -203,6 +203,16 @@ def test_each_epoch_has_each_image_once(arrays):
         )
 
 
+def test_each_image_comes_as_often_as_there_are_passes(arrays):
+    batches = make_batches(arrays, passes=3, pad=1)
+    assert len(batches) == 9
+    numbered = make_batches({**arrays, "y_train": np.arange(48)}, passes=3)
+    labels = np.concatenate([y for _, y in content(numbered, 1)])
+    np.testing.assert_array_equal(np.bincount(labels), np.full(48, 3))
+    images = np.concatenate([x for x, _ in content(numbered, 1)])
+    np.testing.assert_array_equal(images, arrays["x_train"][labels])
+
+
 def test_images_that_fill_no_batch_are_left_out(arrays):
     batches = TrainingBatches(arrays["x_train"], arrays["y_train"], 20, seed=0)
     assert len(batches) == 2
@@ -472,6 +482,35 @@ def test_other_recipes_run(run, tmp_path, flags):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert 0 <= result["accuracy"] <= 1
     keras.saving.load_model(tmp_path / "out" / "model.keras")
+
+
+@pytest.mark.parametrize("start", ["trained", "random"])
+def test_centroids_can_be_trained_with_the_network(data_dir, arrays, start):
+    args = settings.parse(TINY, ["--centroids", start, "--learning-rate", "0.01"])
+    images = data.load(TINY.source, data_dir)
+    model = training.make_model(TINY, args, images)
+    centroids = model.get_layer("head").centroids
+    before = keras.ops.convert_to_numpy(centroids)
+    predefined = keras.ops.convert_to_numpy(keras_pedcc.generate_pedcc(3, 5))
+    assert np.allclose(before, predefined, atol=1e-6) == (start == "trained")
+    model.fit(images.x_train, images.y_train, verbose=0)
+    assert np.abs(keras.ops.convert_to_numpy(centroids) - before).max() > 1e-4
+    kinds = {
+        type(c).__name__ for c in training.make_callbacks(args, make_batches(arrays))
+    }
+    assert "FinetuneCallback" not in kinds
+
+
+def test_anchor_pulls_back_to_the_start(data_dir):
+    args = settings.parse(
+        TINY, ["--centroids", "trained", "--anchor", "0.5", "--weight-decay", "0"]
+    )
+    images = data.load(TINY.source, data_dir)
+    model = training.make_model(TINY, args, images)
+    centroids = model.get_layer("head").centroids
+    assert float(sum(model.losses)) == 0
+    centroids.assign(keras.ops.convert_to_numpy(centroids) + 0.1)
+    assert float(sum(model.losses)) == pytest.approx(0.25 * 15 * 0.01, rel=1e-4)
 
 
 # Bad input

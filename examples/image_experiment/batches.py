@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Plan(NamedTuple):
-    """What happens to the images in one epoch; rows by image, but for `order`."""
+    """What happens in one epoch; rows by image, for each pass, but for `order`."""
 
     order: np.ndarray  # which images, in turn
     offsets: np.ndarray  # (n, 2), row and column where each crop starts
@@ -36,6 +36,7 @@ class TrainingBatches(keras.utils.PyDataset):
         label_smoothing: Share of the label that goes to all classes evenly.
         mixup: Parameter of the beta distribution from which the share of an image
             in its mixture with another is drawn; 0 for no mixing.
+        passes: How often each image comes in an epoch.
         workers: Threads that make batches ahead.
 
     Labels come as `(batch,)`, or with smoothing or mixing as `(batch, num_classes)`.
@@ -53,10 +54,13 @@ class TrainingBatches(keras.utils.PyDataset):
         num_classes=None,
         label_smoothing=0.0,
         mixup=0.0,
+        passes=1,
         workers=1,
     ):
         super().__init__(workers=workers)
-        self.labels, self.batch_size = labels, min(batch_size, len(images))
+        self.labels = labels
+        self.number = passes * len(images)
+        self.batch_size = min(batch_size, self.number)
         self.seed, self.pad, self.flip = seed, pad, flip
         self.num_classes = num_classes
         self.label_smoothing, self.mixup = label_smoothing, mixup
@@ -66,7 +70,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def set_epoch(self, epoch):
         """Draws what happens in an epoch, counted from 0."""
-        n = len(self.labels)
+        n = self.number
         draw = np.random.default_rng([self.seed, epoch])
         self.plan = Plan(
             order=draw.permutation(n),
@@ -77,16 +81,20 @@ class TrainingBatches(keras.utils.PyDataset):
         )
 
     def __len__(self):
-        return len(self.labels) // self.batch_size
+        return self.number // self.batch_size
 
     def __getitem__(self, number):
         plan = self.plan
         at = plan.order[number * self.batch_size : (number + 1) * self.batch_size]
-        images, labels = self._crop(at, plan), self.labels[at]
+        images, labels = self._crop(at, plan), self._labels(at)
         if not (self.mixup or self.label_smoothing):
             return images, labels
         labels = soft_labels(labels, self.num_classes, self.label_smoothing)
         return self._mix(images, labels, at, plan) if self.mixup else (images, labels)
+
+    def _labels(self, at):
+        # From the second pass on, numbers go on beyond that of the images.
+        return self.labels[at % len(self.labels)]
 
     def _crop(self, at, plan):
         height, width, channels = self.shape
@@ -94,7 +102,7 @@ class TrainingBatches(keras.utils.PyDataset):
             self.padded, (height, width, channels), axis=(1, 2, 3)
         )
         top, left = plan.offsets[at].T
-        images = windows[at, top, left, 0]
+        images = windows[at % len(self.labels), top, left, 0]
         mirrored = plan.flips[at]
         images[mirrored] = images[mirrored, :, ::-1]
         return images
@@ -102,7 +110,7 @@ class TrainingBatches(keras.utils.PyDataset):
     def _mix(self, images, labels, at, plan):
         others, shares = plan.partners[at], plan.shares[at, None]
         other_labels = soft_labels(
-            self.labels[others], self.num_classes, self.label_smoothing
+            self._labels(others), self.num_classes, self.label_smoothing
         )
         labels = shares * labels + (1 - shares) * other_labels
         shares = shares[:, None, None]

@@ -9,17 +9,48 @@ import keras
 import keras_pedcc
 
 
+@keras.saving.register_keras_serializable("image_experiment")
+class Anchor(keras.regularizers.Regularizer):
+    """Pull of centroids back to where they began: `weight / 2 sum |c - c_0|^2`."""
+
+    def __init__(self, weight, start=None):
+        self.weight, self.start = weight, start
+
+    def __call__(self, centroids):
+        moved = keras.ops.square(centroids - self.start)
+        return self.weight / 2 * keras.ops.sum(moved)
+
+    def get_config(self):
+        return {"weight": self.weight}
+
+
 def _pedcc(features, num_classes, args):
-    head = keras_pedcc.PEDCCDense(num_classes, seed=args.centroid_seed, name="head")
     loss = keras_pedcc.PEDCCLoss(
         args.scale, args.margin, args.mse_weight, args.mse_root
     )
-    return head(features), loss
+    return _cosines(features, num_classes, args), loss
+
+
+def _cosines(features, num_classes, args):
+    """Outputs of the head with the centroids of `--centroids`."""
+    if args.centroids == "random":
+        return keras_pedcc.CosineDense(num_classes, name="head")(features)
+    head = keras_pedcc.PEDCCDense(
+        num_classes,
+        seed=args.centroid_seed,
+        trainable=args.centroids == "trained",
+        name="head",
+    )
+    outputs = head(features)
+    if args.anchor:
+        start = keras.ops.convert_to_numpy(head.centroids)
+        head.centroids.regularizer = Anchor(args.anchor, start)
+    return outputs
 
 
 def _pedcc_am(features, num_classes, args):
     """PEDCC-Loss without eq. 9."""
-    outputs, _ = _pedcc(features, num_classes, args)
+    outputs = _cosines(features, num_classes, args)
     return outputs, keras_pedcc.AMSoftmaxLoss(args.scale, args.margin)
 
 

@@ -127,7 +127,14 @@ def _add_data(parser, experiment):
 
 def _add_recipe(parser, experiment):
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=int, default=120, help="passes over the training images")
+    add("--epochs", type=int, default=120, help="of --passes each")
+    add(
+        "--passes",
+        type=int,
+        default=1,
+        help="how often each image comes in an epoch; more than 1 saves time where "
+        "there are few images",
+    )
     add("--batch-size", type=int, default=256, help="images per step, all devices")
     add("--learning-rate", type=float, default=0.1, help="of SGD with momentum 0.9")
     add(
@@ -179,6 +186,21 @@ def _add_loss(parser, experiment):
         help="lambda of center loss; the paper does not say which it took",
     )
     add("--center-rate", type=float, default=0.5, help="alpha of center loss")
+    add(
+        "--centroids",
+        choices=("pedcc", "trained", "random"),
+        default="pedcc",
+        help="pedcc: frozen until --finetune-epoch; trained: from there, but with the "
+        "network from the first step; random: the same from random directions. Only "
+        "the first is the paper's",
+    )
+    add(
+        "--anchor",
+        type=float,
+        default=0.0,
+        help="a of the penalty a / 2 sum |c - c_0|^2 on centroids that are trained; "
+        "not in the paper",
+    )
     add("--centroid-seed", type=int, default=0, help="draws the centroids")
     add(
         "--finetune-epoch",
@@ -276,10 +298,11 @@ def _check(args):
 
 def _check_ranges(args):
     lowest = {
-        "epochs": 1, "batch_size": 1, "dim": 2, "mse_root": 1, "workers": 1,
+        "epochs": 1, "passes": 1, "batch_size": 1, "dim": 2, "mse_root": 1,
+        "workers": 1,
         "pad": 0, "held_out": 0, "seed": 0, "centroid_seed": 0, "finetune_epoch": 0,
         "weight_decay": 0, "label_smoothing": 0, "mixup": 0, "margin": 0,
-        "mse_weight": 0, "multiple": 1, "center_weight": 0,
+        "mse_weight": 0, "multiple": 1, "center_weight": 0, "anchor": 0,
     }  # fmt: skip
     for name, low in lowest.items():
         if not getattr(args, name) >= low:

@@ -234,6 +234,7 @@ def fit(model, args, images):
         num_classes=num_classes,
         label_smoothing=args.label_smoothing,
         mixup=args.mixup,
+        passes=args.passes,
         workers=args.workers,
     )
     labels = images.y_test
@@ -260,7 +261,7 @@ def make_callbacks(args, batches):
         reporting.History(args.output_dir / "history.csv", batches),
         keras.callbacks.TerminateOnNaN(),
     ]
-    if args.loss in WITH_PEDCC:
+    if args.loss in WITH_PEDCC and args.centroids == "pedcc":
         # A run that never unfreezes has it too: its backups then fit one that does.
         epoch = None if args.fixed else args.finetune_epoch
         callbacks.append(keras_pedcc.FinetuneCallback(epoch, args.finetune_rate))

@@ -1,0 +1,199 @@
+"""When do predefined centroids win, and should they be trained?
+
+    python examples/centroid_study.py --dataset emnist47 --data-dir FOLDER
+
+Trains each recipe on 5 to all training images per class, for the same number of
+steps, and draws the accuracy beside that of cross entropy. Recipes: centroids that
+stay where they are; the paper's late fine-tuning; trained from the first step at a
+rate of their own, or like the rest of the network, from the predefined or from
+random directions, with and without a pull back to the start, the second part of the
+loss, and a smaller margin. A run that is finished is not repeated. Flags that are not
+listed go to every run, see `emnist.py --help`.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import sys
+
+from compare_losses import EXPERIMENTS, Job, command_of, difference, run_all, spread
+from image_experiment.data import BadInputError
+from image_experiment.reporting import environment, write_whole
+
+# LATE stands for the epoch after 7 of 12 parts of the training, as in the paper.
+RECIPES = {
+    "cross entropy": ["--loss", "cross_entropy"],
+    "AM-Softmax": ["--loss", "am_softmax"],
+    "AM-Softmax from PEDCC": ["--loss", "pedcc_am", "--centroids", "trained"],
+    "frozen": ["--fixed"],
+    "frozen, margin 0.2": ["--fixed", "--margin", "0.2"],
+    "late at 0.001": ["--finetune-epoch", "LATE"],
+    "from the start at 0.01": ["--finetune-epoch", "0", "--finetune-rate", "0.01"],
+    "from the start at 0.1": ["--finetune-epoch", "0", "--finetune-rate", "0.1"],
+    "with the network": ["--centroids", "trained"],
+    "with the network, anchored": ["--centroids", "trained", "--anchor", "0.01"],
+    "with the network, margin 0.2": ["--centroids", "trained", "--margin", "0.2"],
+    "with the network, random start": ["--centroids", "random"],
+}
+BASELINE = "cross entropy"
+EPOCHS = 12  # at most, so that few images do not mean many short epochs
+
+
+def main(argv=None):
+    """Trains what is missing, and writes table and figure; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        results = run_all(make_jobs(args), args)
+    except BadInputError as error:
+        print(f"centroid_study: error: {error}", file=sys.stderr)
+        return 2
+    study = summarise(results, args)
+    write_whole(args.output_dir / "study.json", json.dumps(study, indent=1))
+    text = as_markdown(study)
+    write_whole(args.output_dir / "study.md", text)
+    draw(study, args.output_dir / "study.png")
+    print(f"\n{text}\nWritten to {args.output_dir}: study.json, study.md, study.png")
+    return 0
+
+
+def make_jobs(args):
+    return [
+        make_job(args, recipe, number, seed)
+        for number in args.per_class
+        for seed in args.seeds
+        for recipe in args.recipes
+    ]
+
+
+def make_job(args, recipe, number, seed):
+    """One run; `loss` holds recipe and images per class."""
+    images = number * EXPERIMENTS[args.dataset].source.num_classes
+    passes = max(1, round(args.steps * args.batch_size / images / EPOCHS))
+    epochs = max(1, round(args.steps * args.batch_size / images / passes))
+    late = str(epochs * 7 // 12)
+    own = [late if flag == "LATE" else flag for flag in RECIPES[recipe]]
+    name = recipe.replace(" ", "_").replace(",", "")
+    folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
+    flags = ["--limit", images, "--epochs", epochs, "--passes", passes]
+    flags += ["--batch-size", args.batch_size]
+    flags += ["--schedule", "cosine", "--learning-rate", args.learning_rate, *own]
+    flags += ["--seed", seed, *args.flags, "--output-dir", folder, "--resume"]
+    flags += ["--verbose", "0", "--no-figures", "--score", "last"]
+    if args.data_dir:
+        flags += ["--data-dir", args.data_dir]
+    flags = tuple(map(str, flags))
+    name = f"{recipe} | {number}"
+    return Job(name, seed, args.learning_rate, args.dataset, str(folder), flags)
+
+
+def summarise(results, args):
+    """Accuracy of each recipe at each number of images per class."""
+    accuracy = collections.defaultdict(dict)
+    for job, result in results.items():
+        accuracy[job.loss][job.seed] = 100 * result["accuracy"]
+    rows = {recipe: {} for recipe in args.recipes}
+    for recipe, cells in rows.items():
+        for number in args.per_class:
+            own = accuracy[f"{recipe} | {number}"]
+            base = accuracy.get(f"{BASELINE} | {number}")
+            cells[str(number)] = {
+                "accuracy": [own[seed] for seed in args.seeds],
+                **spread(own.values()),
+                "difference": difference(own, base, args.seeds),
+            }
+    return {
+        "dataset": args.dataset,
+        "command": args.command,
+        "per_class": args.per_class,
+        "seeds": args.seeds,
+        "rows": rows,
+        "settings": next(iter(results.values()))["settings"],
+        "environment": environment(),
+    }
+
+
+def as_markdown(study):
+    """Mean accuracy by recipe and images per class, best of each column in bold."""
+    columns = [str(number) for number in study["per_class"]]
+    best = {
+        c: max(study["rows"].values(), key=lambda cells: cells[c]["mean"])[c]["mean"]
+        for c in columns
+    }
+    lines = ["| centroids | " + " | ".join(f"{c} per class" for c in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for recipe, cells in study["rows"].items():
+        texts = []
+        for c in columns:
+            text = f"{cells[c]['mean']:.1f}"
+            text = f"**{text}**" if cells[c]["mean"] == best[c] else text
+            std = cells[c]["std"]
+            texts.append(text if std is None else f"{text} +- {std:.1f}")
+        lines.append(f"| {recipe} | " + " | ".join(texts) + " |")
+    place = study["environment"]
+    lines += [
+        "",
+        f"Test accuracy (%) on {study['dataset']}, seeds "
+        f"{', '.join(map(str, study['seeds']))}; devices "
+        f"{', '.join(place['devices'])} ({place['cpu']}, {place['cpus']} cores), "
+        f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
+        f"Command: `{study['command']}`",
+    ]
+    return "\n".join(lines)
+
+
+def draw(study, path):
+    """Accuracy minus that of cross entropy, against the images per class."""
+    from image_experiment.figures import plt, save
+
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    styles = ["-", "--", ":"]
+    for place, (recipe, cells) in enumerate(study["rows"].items()):
+        if cells[str(study["per_class"][0])]["difference"] is None:
+            continue
+        values = [cells[str(n)]["difference"]["mean"] for n in study["per_class"]]
+        style = {"color": f"C{place % 10}", "ls": styles[place % 3], "marker": "o"}
+        axis.plot(study["per_class"], values, label=recipe, ms=4, **style)
+    axis.axhline(0, color="0.5", lw=1)
+    axis.set(
+        xscale="log",
+        xlabel="training images per class",
+        ylabel="test accuracy minus cross entropy (points)",
+        title=study["dataset"],
+    )
+    axis.set_xticks(study["per_class"], [str(n) for n in study["per_class"]])
+    axis.minorticks_off()
+    figure.legend(loc="outside right center", fontsize=8)
+    save(figure, path)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Further flags go to every run, as --width 0.25.",
+    )
+    add = parser.add_argument
+    add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
+    add("--data-dir", type=pathlib.Path, help="as of emnist.py; digits need none")
+    add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
+    add("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="R")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every recipe")
+    add("--steps", type=int, default=600, help="of each run")
+    add("--batch-size", type=int, default=64, help="images per step")
+    add("--learning-rate", type=float, default=0.05, help="of the network")
+    add("--jobs", type=int, default=1, help="runs side by side")
+    add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
+    args, args.flags = parser.parse_known_args(argv)
+    args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
+    args.command = command_of("centroid_study", argv)
+    for name in ("jobs", "steps", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if min(args.per_class) < 1:
+        parser.error("--per-class must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
