@@ -1,10 +1,11 @@
 """The results of the image experiments, from recorded runs to the README.
 
-    python benchmarks/results_table.py            prints the table
-    python benchmarks/results_table.py --write    puts it into README.md
+    python benchmarks/results_table.py            prints the tables
+    python benchmarks/results_table.py --write    puts them into README.md
 
-Each file in `benchmarks/results/images/` is the `result.json` of a run. Runs that
-differ in nothing but the seed make one row.
+Each file in `benchmarks/results/images/` is the `result.json` of a run; runs that
+differ in nothing but the seed make one row. Each file in `benchmarks/results/losses/`
+is the `table.json` of a comparison.
 """
 
 import argparse
@@ -15,15 +16,15 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
+import compare_losses
 from cifar100 import CIFAR100
 from emnist import EMNIST
 from image_experiment.settings import flags_of, of_the_run, parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = {"cifar100": CIFAR100, "emnist": EMNIST}
-RUNS = ROOT / "benchmarks" / "results" / "images"
+RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- image results: begin -->\n", "<!-- image results: end -->\n"
 # Table 2 of the paper, test accuracy in per cent, by (loss, n, fixed).
 PAPER = {
     ("cross_entropy", 1, False): 69.02,
@@ -113,24 +114,37 @@ def _place(environment):
     return f"{where} with {', '.join(versions)}"
 
 
-def read_runs(folder=RUNS):
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def read(folder):
+    """Contents of all files of a folder of `benchmarks/results/`, by name."""
+    paths = sorted((RESULTS / folder).glob("*.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def with_table(text, made):
-    """The README with this table in the place of the one it has."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + made + rest[rest.index(END) :]
+def blocks():
+    """What belongs between the marks of the README, by their names."""
+    comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
+    return {
+        "image results": table(read("images")),
+        "loss comparison": "\n".join(comparisons),
+    }
+
+
+def with_blocks(text, made):
+    """The README with these blocks in the place of those it has."""
+    for name, block in made.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, rest = text.split(begin)
+        text = before + begin + block + rest[rest.index(end) :]
+    return text
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put it into README.md")
-    made = table(read_runs())
+    parser.add_argument("--write", action="store_true", help="put them into README.md")
     if parser.parse_args(argv).write:
-        README.write_text(with_table(README.read_text(), made))
+        README.write_text(with_blocks(README.read_text(), blocks()))
     else:
-        print(made)
+        print("\n".join(blocks().values()))
 
 
 if __name__ == "__main__":

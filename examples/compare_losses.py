@@ -100,7 +100,7 @@ def main(argv=None):
         print(f"compare_losses: error: {error}", file=sys.stderr)
         return 2
     summary = summarise(results, rates, args)
-    text = as_markdown(summary, args)
+    text = as_markdown(summary)
     (args.output_dir / "table.md").write_text(text)
     (args.output_dir / "table.json").write_text(json.dumps(summary, indent=1) + "\n")
     draw(summary, args.output_dir / "accuracy.png")
@@ -254,7 +254,7 @@ def difference(accuracy, base, seeds):
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
-def as_markdown(summary, args):
+def as_markdown(summary):
     """The table, best first, with its conditions below."""
     lines = [
         "| loss | test accuracy (%) | minus cross entropy (95 % interval) | "

@@ -31,12 +31,11 @@ def test_python_blocks_of_the_readme_run(capsys, tmp_path, monkeypatch):
 
 def test_image_results_are_those_of_the_recorded_runs():
     text = (ROOT / "README.md").read_text()
-    made = results_table.table(results_table.read_runs())
-    assert results_table.with_table(text, made) == text
+    assert results_table.with_blocks(text, results_table.blocks()) == text
 
 
 def test_runs_of_one_recipe_make_one_row():
-    run = results_table.read_runs()[0]
+    run = results_table.read("images")[0]
     other = {**run, "accuracy": run["accuracy"] + 0.02}
     other["settings"] = {**run["settings"], "seed": 1}
     made = results_table.table([run, other])
@@ -46,7 +45,7 @@ def test_runs_of_one_recipe_make_one_row():
 
 
 def test_paper_s_figure_stands_beside_runs_of_its_size_only():
-    run = next(r for r in results_table.read_runs() if r["experiment"] == "cifar100")
+    run = next(r for r in results_table.read("images") if r["experiment"] == "cifar100")
     assert "72.71" not in results_table.table([run])
     defaults = settings.of_the_run(settings.parse(CIFAR100, ["--fixed"]))
     assert "| 72.71 % |" in results_table.table([{**run, "settings": defaults}])

@@ -9,19 +9,15 @@ import keras
 import keras_pedcc
 
 
-@keras.saving.register_keras_serializable("image_experiment")
 class Anchor(keras.regularizers.Regularizer):
     """Pull of centroids back to where they began: `weight / 2 sum |c - c_0|^2`."""
 
-    def __init__(self, weight, start=None):
+    def __init__(self, weight, start):
         self.weight, self.start = weight, start
 
     def __call__(self, centroids):
         moved = keras.ops.square(centroids - self.start)
         return self.weight / 2 * keras.ops.sum(moved)
-
-    def get_config(self):
-        return {"weight": self.weight}
 
 
 def _pedcc(features, num_classes, args):
