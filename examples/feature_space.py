@@ -12,7 +12,7 @@ the gradient of the loss of one sample over its features, by epoch. A run that i
 finished is not repeated: the same command goes on where it was stopped. Flags that
 are not listed go to every run, see `emnist.py --help`. As in the paper, no batch
 normalisation follows FC1 (`--feature-norm` puts it there), and at the paper's rate of
-0.1 softmax and center loss then diverge: the rate is 0.01 unless you pass another.
+0.1 softmax and center loss can then diverge: the rate is 0.01 unless you pass another.
 """
 
 import argparse
@@ -210,7 +210,7 @@ def print_summary(args, found):
 def print_lengths(results):
     """A table of lengths for each measure, and what became of the paper's order."""
     said = {
-        "gradient": "Gradient of the loss of one sample over FC1's output, mean length",
+        "gradient": "Gradient of the loss of one sample over its features, mean length",
         "turning": "The same times the length of the features",
     }
     for column, title in said.items():

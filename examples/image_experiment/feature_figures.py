@@ -229,13 +229,16 @@ def draw_gradients(curves, path):
                 "label": "at the scores (FC2)",
             }
             axes[1].plot(curve["epoch"], curve["scores"], **scores)
-    axes[0].set(title="(a) gradient at FC1's output", ylabel="mean length")
+    axes[0].set(title="(a) gradient over the features", ylabel="mean length")
     axes[1].set(title="(b) softmax cross entropy")
-    axes[2].set(title="(c) gradient times length of the features")
+    axes[2].set(title="(c) times the length of the features")
     for axis in axes:
-        axis.set(xlabel="epochs trained", yscale="log")
+        axis.set(xlabel="epochs trained")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
+    for axis in axes[[0, 2]]:  # center loss is far above the others
+        axis.set_yscale("log")
+    axes[1].set_ylim(bottom=0)
     axes[0].legend()
-    axes[1].legend()
+    axes[1].legend(loc="lower left")
     save(figure, path)

@@ -26,7 +26,8 @@ class GradientLengths(keras.callbacks.Callback):
     The penalty on the weights is not part of the loss of a sample. A batch
     normalisation of the features counts as the end of FC1, whose bias it replaces:
     over its input the gradient would be inverse to the scale of the weights of FC1,
-    which the normalisation takes out again.
+    which the normalisation takes out again. Its moving statistics take some hundred
+    steps to settle; before the first epoch they are 0 and 1.
 
     Args:
         path: CSV file; rows of an epoch that is trained again are replaced.
