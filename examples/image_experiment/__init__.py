@@ -3,4 +3,5 @@
 Read in this order: `settings` (every flag, with the paper's value as default),
 `data`, `batches` (order and augmentation), `networks`, `training`, `reporting`,
 `figures`. `run` puts them together; `../emnist.py` and `../cifar100.py` call it.
+`gradients` and `feature_figures` are what `../feature_space.py` has beside.
 """

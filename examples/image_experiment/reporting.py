@@ -39,9 +39,7 @@ class History(keras.callbacks.Callback):
         speed = {"train_seconds": seconds, "images_per_second": self.images / seconds}
         values = {name: float(value) for name, value in {**logs, **speed}.items()}
         self.rows.append({"epoch": epoch, **values})
-        lines = [",".join(self.rows[0])]
-        lines += [",".join(map(repr, row.values())) for row in self.rows]
-        write_whole(self.path, "\n".join(lines))
+        write_history(self.path, self.rows)
 
 
 def read_history(path):
@@ -51,6 +49,13 @@ def read_history(path):
     with path.open() as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def write_history(path, rows):
+    """Writes what `read_history` reads; the first row names the columns."""
+    lines = [",".join(rows[0])]
+    lines += [",".join(map(repr, row.values())) for row in rows]
+    write_whole(path, "\n".join(lines))
 
 
 def write_whole(path, text):

@@ -28,15 +28,25 @@ BRANCH = "branch.npz"
 def run(experiment, argv=None, description=""):
     """Trains as the command line says; returns the exit code."""
     try:
-        args = settings.parse(experiment, argv, description)
-        _run(experiment, args)
+        train(experiment, settings.parse(experiment, argv, description))
     except BadInputError as error:
         print(f"{experiment.name}: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(experiment, args):
+def train(experiment, args, watch=None):
+    """Trains, or goes on, and leaves everything in the folder of the run.
+
+    Args:
+        experiment: `Experiment`.
+        args: Settings, as `settings.parse` returns.
+        watch: Function of settings and images that returns a list of callbacks,
+            which see the training beside those of the recipe.
+
+    Raises:
+        BadInputError: What the user can put right.
+    """
     scope = use_devices(args)
     images = data.load(
         experiment.source, args.data_dir, held_out=args.held_out, limit=args.limit
@@ -47,7 +57,7 @@ def _run(experiment, args):
         print(f"The run in {args.output_dir} is finished: nothing to do.")
         return
     reporting.print_start(experiment, args, images, model)
-    fit(model, args, images)
+    fit(model, args, images, watch(args, images) if watch else [])
     model.save(args.output_dir / "model.keras")
     predicted = model.predict(images.x_test, args.batch_size, verbose=0)
     if args.figures:
@@ -221,8 +231,11 @@ def make_metrics(args, num_classes):
     return metrics
 
 
-def fit(model, args, images):
-    """Trains for `args.epochs` epochs, or what is left of them."""
+def fit(model, args, images, callbacks=()):
+    """Trains for `args.epochs` epochs, or what is left of them.
+
+    `callbacks` join those of the recipe.
+    """
     num_classes = model.output["logits"].shape[-1]
     batches = TrainingBatches(
         images.x_train,
@@ -246,7 +259,7 @@ def fit(model, args, images):
         epochs=args.epochs,
         validation_data=scored,
         validation_batch_size=args.batch_size,
-        callbacks=make_callbacks(args, batches),
+        callbacks=[*make_callbacks(args, batches), *callbacks],
         verbose=args.verbose,
         shuffle=False,
     )
