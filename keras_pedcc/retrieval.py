@@ -16,8 +16,9 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
     the label of query q, and `P(i)` the share of these among its first i items:
     `recall@k` is the share of queries with at least one of them among the first k, and
     `mAP@R` the mean over queries of `1/R sum_i P(i) [item i shares the label]`, i = 1
-    to R. Items with equal cosine count in the worst order, those of other classes
-    first: a network that maps all images to one point gets 0.
+    to R. Items with equal cosine, but for rounding (4 units in the last place of 1),
+    count in the worst order, those of other classes first: a network that maps all
+    images to one point gets 0.
 
     All cosines are computed, in float32 (float64 for features in float64), in blocks
     of queries: beside the features, and a copy of them of length 1, no more than
@@ -39,8 +40,8 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
 
     Raises:
         TypeError: `k` is not a whole number.
-        ValueError: `k` is below 1; a shape does not fit; a feature is NaN, infinite or
-            a row of zeros; a gallery has no labels; no query has a match.
+        ValueError: `k` is below 1 or empty; a shape does not fit; a feature is NaN,
+            infinite or a row of zeros; a gallery has no labels; no query has a match.
 
     Example:
 
@@ -51,9 +52,7 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
 
     Reference: Musgrave et al., "A Metric Learning Reality Check", 2020, section 3.2.
     """
-    ranks = [k] if np.ndim(k) == 0 else list(k)
-    for each in ranks:
-        check_whole(1, k=each)
+    ranks = _ranks(k)
     queries, items, codes, members = _prepared(
         features, labels, gallery, gallery_labels
     )
@@ -69,6 +68,17 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
         "queries": len(positions),
         "queries_without_match": left_out,
     }
+
+
+def _ranks(k):
+    ranks = [k] if np.ndim(k) == 0 else list(k)
+    if not ranks:
+        raise ValueError(
+            f"`k` must be at least one number. Received: k={k!r}. Pass k=1 or more."
+        )
+    for each in ranks:
+        check_whole(1, k=each)
+    return ranks
 
 
 def _prepared(features, labels, gallery, gallery_labels):
@@ -137,7 +147,9 @@ def _positions(scores, own, depth):
     matches = np.sort(scores[own])[::-1]
     scores[own] = -np.inf
     others = np.sort(np.partition(scores, -depth)[-depth:])
-    ahead = depth - np.searchsorted(others, matches, side="left")
+    # Equal features have cosines that differ by rounding, by their place in a block.
+    least = matches - 4 * np.finfo(scores.dtype).eps
+    ahead = depth - np.searchsorted(others, least, side="left")
     return np.arange(1, len(own) + 1) + ahead
 
 

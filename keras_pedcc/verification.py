@@ -86,9 +86,9 @@ def verification_report(scores, same, *, folds=10):
 
     A pair is taken for the same class when its score is at least the threshold.
     Thresholds lie halfway between neighbouring scores, at the lowest score, or just
-    above the highest; of several that are equally accurate the highest is taken, the
-    most cautious. So where all scores are equal every pair gets the answer that is
-    more frequent in the other folds, "different" if neither is.
+    above the highest; of several that are equally accurate the lowest is taken. So
+    where all scores are equal every pair gets the answer that is more frequent in the
+    other folds, "same" if neither is.
 
     Args:
         scores: Finite numbers, shape `(pairs,)`; larger means more alike.
@@ -256,7 +256,8 @@ def _two_sides(features, others, pairs):
 
 def _cosines(first, second):
     first, second = first.astype("float64"), second.astype("float64")
-    products = np.einsum("ij,ij->i", first, second)
+    # Not `einsum`: its sum depends on where in memory a row lies, and ties would break.
+    products = np.sum(first * second, axis=1)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return products / lengths
 
@@ -283,7 +284,7 @@ def _best_threshold(scores, same):
     values, of_same, of_others = _counts(scores, same)
     # Right answers if the threshold lies below the i-th distinct score.
     right = np.append(0, np.cumsum(of_others - of_same))
-    best = len(right) - 1 - np.argmax(right[::-1])
+    best = np.argmax(right)
     if best in (0, len(values)):
         return float(values[0] if best == 0 else np.nextafter(values[-1], np.inf))
     low, high = values[best - 1 : best + 1]
