@@ -49,7 +49,7 @@ def embedder(model, *, name="embedder"):
     if isinstance(layer, CosineDense | CenterDense):
         features = layer._inbound_nodes[node].input_tensors[0]
     with strategy_scope(model):
-        unit = keras.layers.UnitNormalization(dtype=dtype, name="features")
+        unit = keras.layers.UnitNormalization(dtype=dtype, name="unit_features")
         return keras.Model(model.input, unit(features), name=name)
 
 
@@ -81,7 +81,7 @@ def embed(embedder, images, *, batch_size=32, flip=False):
     features = embedder.predict(images, batch_size=batch_size, verbose=0)
     if not flip:
         return features
-    mirrored = _mirrored(np.asarray(images))
+    mirrored = _mirrored(_check_images(images))
     features = features + embedder.predict(mirrored, batch_size=batch_size, verbose=0)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(lengths > 0, lengths, np.nan)
@@ -93,9 +93,9 @@ class VerificationCallback(keras.callbacks.Callback):
     Embeds the images that occur in `pairs`, each once, and adds to the logs, so to
     the history as well: `val_verification_accuracy`, `val_verification_auc` and
     `val_verification_eer`, see `verification_report`. Callbacks that come after this
-    one in the list can monitor them; where the best epoch counts Keras needs to be
-    told which way is up: `ModelCheckpoint(path, monitor="val_verification_accuracy",
-    mode="max", save_best_only=True)`.
+    one in the list can monitor them. Which way is up Keras knows of its own metrics
+    only, so tell it, with or without `save_best_only`: `ModelCheckpoint(path,
+    monitor="val_verification_accuracy", mode="max")`, `mode="min"` for the error rate.
 
     When features become NaN, infinite or zero the three are NaN, and training goes on:
     stopping is for `keras.callbacks.TerminateOnNaN`.
@@ -137,7 +137,7 @@ class VerificationCallback(keras.callbacks.Callback):
     ):
         super().__init__()
         check_whole(1, batch_size=batch_size)
-        images = np.asarray(images)
+        images = _check_images(images) if flip else np.asarray(images)
         used, index = np.unique(check_pairs(pairs, len(images)), return_inverse=True)
         self.pairs = index.reshape(-1, 2)
         self.images = images[used] if len(used) < len(images) else images
@@ -183,13 +183,18 @@ def _features_of(model):
     return outputs["features"]
 
 
-def _mirrored(images):
+def _check_images(images):
+    images = np.asarray(images)
     if images.ndim != 4:
         raise ValueError(
             "`images` must have four axes to be flipped. Received: images.shape="
             f"{images.shape}. Pass flip=False, or images with height, width and "
             "channels."
         )
+    return images
+
+
+def _mirrored(images):
     last = keras.config.image_data_format() == "channels_last"
     # In one piece: PyTorch takes no array that runs backwards.
     return np.ascontiguousarray(np.flip(images, axis=2 if last else 3))

@@ -56,17 +56,14 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
     queries, items, codes, members = _prepared(
         features, labels, gallery, gallery_labels
     )
-    positions, left_out = _search(
-        queries, items, codes, members, max(ranks), gallery is None
-    )
-    first = np.array([own[0] for own in positions])
+    found = _search(queries, items, codes, members, max(ranks), gallery is None)
+    first, precision = np.transpose(found)
     recalls = {f"recall_at_{each}": float(np.mean(first <= each)) for each in ranks}
-    precisions = [_average_precision(own) for own in positions]
     return {
         **recalls,
-        "map_at_r": float(np.mean(precisions)),
-        "queries": len(positions),
-        "queries_without_match": left_out,
+        "map_at_r": float(np.mean(precision)),
+        "queries": len(found),
+        "queries_without_match": len(queries) - len(found),
     }
 
 
@@ -121,8 +118,8 @@ def _labelled(**named):
 
 
 def _search(queries, items, codes, members, depth, without_self):
-    """For each query with a match, the positions of its matches, rising, from 1."""
-    positions = []
+    """The position of the first match, and the precision, of queries with a match."""
+    found = []
     size = max(1, BLOCK // items[:, 0].nbytes)
     for start in range(0, len(queries), size):
         scores = queries[start : start + size] @ items.T
@@ -132,17 +129,21 @@ def _search(queries, items, codes, members, depth, without_self):
                 row[query] = -np.inf
                 own = own[own != query]
             if len(own):
-                positions.append(_positions(row, own, depth))
-    if not positions:
+                positions = _positions(row, own, depth)
+                found.append((positions[0], _average_precision(positions)))
+    if not found:
         raise ValueError(
             "There must be a query that shares its label with an item of the gallery. "
             f"Received: {len(queries)} queries without one. Look at the labels."
         )
-    return positions, len(queries) - len(positions)
+    return found
 
 
 def _positions(scores, own, depth):
-    """Positions of the items `own`; those past `depth` and `len(own)` are too low."""
+    """Positions of the items `own`, rising, from 1; exact as far as they are asked for.
+
+    That is to `depth` for recall, and to the number of matches for precision.
+    """
     depth = min(max(depth, len(own)), len(scores))
     matches = np.sort(scores[own])[::-1]
     scores[own] = -np.inf
