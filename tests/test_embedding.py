@@ -173,7 +173,7 @@ def test_embed_mirrors_the_last_axis_where_channels_come_first(rng, monkeypatch)
 def test_embed_of_features_that_cancel_is_nan():
     inputs = keras.Input((1, 2, 1))
     outputs = keras.layers.Flatten()(inputs)
-    odd = keras.Model(inputs, outputs - outputs[:, ::-1])
+    odd = keras.Model(inputs, outputs - ops.flip(outputs, axis=1))
     found = embed(odd, np.array([[1.0, 3.0], [2.0, 5.0]])[:, None, :, None], flip=True)
     assert np.isnan(found).all()
 
@@ -205,7 +205,8 @@ def test_callback_does_not_change_training(images):
         model.fit(images, LABELS, epochs=3, callbacks=[*callbacks, finetune], verbose=0)
         runs.append(model.get_weights())
     for first, second in zip(*runs, strict=True):
-        assert np.array_equal(first, second)
+        # PyTorch's sums are not the same to the last bit from run to run.
+        np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
 
 
 def test_callback_embeds_each_image_once(images):
