@@ -71,7 +71,8 @@ def embed(embedder, images, *, batch_size=32, flip=False):
         features that cancel out give NaN.
 
     Raises:
-        ValueError: With `flip`, images of another shape.
+        ValueError: `embedder` has more outputs than one; with `flip`, images are of
+            another shape.
 
     Example:
 
@@ -79,6 +80,11 @@ def embed(embedder, images, *, batch_size=32, flip=False):
     (20, 64)
     """
     features = embedder.predict(images, batch_size=batch_size, verbose=0)
+    if not isinstance(features, np.ndarray):
+        raise ValueError(
+            "`embedder` must give one array of features. Received: a model that gives "
+            f"a {type(features).__name__}. Pass keras_pedcc.embedder(model)."
+        )
     if not flip:
         return features
     mirrored = _mirrored(_check_images(images))

@@ -50,7 +50,7 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
     >>> report["recall_at_1"], round(report["map_at_r"], 3)
     (0.8, 0.8)
 
-    Reference: Musgrave et al., "A Metric Learning Reality Check", 2020, section 3.2.
+    Reference: Musgrave et al., "A Metric Learning Reality Check", 2020.
     """
     ranks = _ranks(k)
     queries, items, codes, members = _prepared(

@@ -71,7 +71,7 @@ def roc_curve(scores, same):
     >>> far.tolist(), tar.tolist()
     ([0.0, 0.0, 1.0], [0.0, 0.5, 1.0])
 
-    Reference: Fawcett, "An introduction to ROC analysis", 2006, section 5.
+    Reference: Fawcett, "An introduction to ROC analysis", 2006.
     """
     return _curve(*check_scores(scores, same))
 
@@ -123,7 +123,7 @@ def verification_report(scores, same, *, folds=10):
     >>> report["accuracy"], report["auc"], report["eer"], report["threshold"]
     (1.0, 1.0, 0.0, 0.5)
 
-    Reference: Huang et al., "Labeled Faces in the Wild", 2007, section 4.
+    Reference: Huang et al., "Labeled Faces in the Wild", 2007.
     """
     scores, same = check_scores(scores, same)
     far, tar, _ = _curve(scores, same)

@@ -178,6 +178,11 @@ def test_embed_of_features_that_cancel_is_nan():
     assert np.isnan(found).all()
 
 
+def test_embed_refuses_models_with_a_head(images):
+    with pytest.raises(ValueError, match=r"one array of features.*gives a dict"):
+        embed(made(), images)
+
+
 def test_embed_refuses_to_flip_what_is_no_image(images):
     with pytest.raises(ValueError, match=r"four axes.*images.shape=\(20, 8\)"):
         embed(embedder(made()), images, flip=True)
