@@ -4,6 +4,7 @@ from keras_pedcc.assignment import assign_classes
 from keras_pedcc.backup import AtomicBackup
 from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import generate_pedcc
+from keras_pedcc.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.heads import CenterDense, ProductDense
 from keras_pedcc.layers import CosineDense, PEDCCDense
 from keras_pedcc.losses import (
@@ -25,7 +26,9 @@ from keras_pedcc.metrics import (
 from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import FinetuneOptimizer
 from keras_pedcc.report import centroid_report
+from keras_pedcc.retrieval import retrieval_report
 from keras_pedcc.storage import load_centroids, save_centroids
+from keras_pedcc.verification import pair_scores, roc_curve, verification_report
 from keras_pedcc.warmup import MarginWarmup
 
 __version__ = "0.1.0"
@@ -49,12 +52,19 @@ __all__ = [
     "PEDCCLoss",
     "PEDCCModel",
     "ProductDense",
+    "VerificationCallback",
     "assign_classes",
     "centroid_report",
+    "embed",
+    "embedder",
     "generate_pedcc",
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",
+    "pair_scores",
     "pedcc_loss",
+    "retrieval_report",
+    "roc_curve",
     "save_centroids",
+    "verification_report",
 ]

@@ -1,8 +1,9 @@
-"""What is checked of sizes and of centroids, wherever they come in."""
+"""What is checked of sizes, centroids and features, wherever they come in."""
 
 import numbers
 
 import numpy as np
+from keras import ops
 
 
 def check_centroids(centroids):
@@ -24,6 +25,33 @@ def check_centroids(centroids):
         )
     centroids /= largest
     return centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+
+
+def check_features(**named):
+    """Returns the one array given, as NumPy's, or raises unless rows have directions.
+
+    Any real dtype, shape `(batch, dim)`, without NaN, infinity or a row of zeros.
+    """
+    [(name, features)] = named.items()
+    features = np.asarray(ops.convert_to_numpy(features))
+    if features.ndim != 2 or not features.size:
+        raise ValueError(
+            f"`{name}` must have shape (batch, dim), with at least one row. Received: "
+            f"{name}.shape={features.shape}. Flatten each feature to one row."
+        )
+    bad = rows_without_direction(features)
+    if bad.any():
+        raise ValueError(
+            f"`{name}` must be finite, without a row of zeros. Received: {bad.sum()} "
+            f"such rows, the first {name}[{bad.argmax()}]. Remove these rows, or look "
+            "for what made the network diverge."
+        )
+    return features
+
+
+def rows_without_direction(features):
+    """Which rows are all zero, or hold NaN or infinity, shape `(batch,)`."""
+    return ~np.isfinite(features).all(axis=1) | ~features.any(axis=1)
 
 
 def check_whole(minimum, **values):

@@ -16,6 +16,10 @@ from keras_pedcc import (
     PEDCCLoss,
     PEDCCModel,
     ProductDense,
+    VerificationCallback,
+    embedder,
+    pair_scores,
+    verification_report,
 )
 
 if keras.backend.backend() != "tensorflow":
@@ -131,3 +135,20 @@ def test_two_replicas_are_one_device_for_every_loss(two_replicas, arguments):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for ours, theirs in zip(found[1], expected[1], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_verification_during_training_on_replicas(two_replicas):
+    images = np.random.default_rng(1).standard_normal((21, 4)).astype("float32")
+    pairs = np.arange(20).reshape(10, 2) + 1
+    with two_replicas.scope():
+        inputs = keras.Input((4,))
+        model = PEDCCModel(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
+        model.compile(keras.optimizers.SGD(0.05), PEDCCLoss())
+    verify = VerificationCallback(images, pairs, np.arange(10) % 2, folds=5)
+    labels = np.arange(20) % 3
+    logs = model.fit(
+        images[:20], labels, batch_size=10, epochs=2, callbacks=[verify], verbose=0
+    ).history
+    scores = pair_scores(embedder(model).predict(images, verbose=0), pairs=pairs)
+    expected = verification_report(scores, np.arange(10) % 2, folds=5)
+    assert logs["val_verification_auc"][-1] == pytest.approx(expected["auc"])

@@ -12,6 +12,7 @@ MODULES = [
     "backup",
     "callbacks",
     "centroids",
+    "embedding",
     "heads",
     "layers",
     "losses.center",
@@ -22,7 +23,9 @@ MODULES = [
     "metrics",
     "models",
     "report",
+    "retrieval",
     "storage",
+    "verification",
     "warmup",
 ]
 

@@ -24,7 +24,7 @@ def test_python_blocks_of_the_readme_run(capsys, tmp_path, monkeypatch):
     for block in blocks:
         exec(block, scope)
     promised = re.findall(r"^# (\{.*|[\d. ]+)$", "\n".join(blocks), re.MULTILINE)
-    assert len(promised) == 2
+    assert len(promised) == 3
     printed = capsys.readouterr().out
     assert all(line in printed for line in promised)
 
