@@ -6,6 +6,9 @@ from keras import ops
 
 KINDS = ["random", "signs", "on_centroid", "opposite", "saturated"]
 
+# Tracing alone is quicker than compiling on TensorFlow; JAX would not compile at all.
+NO_JIT = ["--no-jit"] if keras.backend.backend() == "tensorflow" else []
+
 
 def numpy_of(tensor):
     return ops.convert_to_numpy(tensor)

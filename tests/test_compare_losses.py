@@ -8,8 +8,9 @@ from compare_losses import LOSSES, Job, difference
 from image_experiment import settings, training
 from image_experiment.data import load
 from scipy import stats
+from tensors import NO_JIT
 
-QUICK = ["--epochs", "1", "--batch-size", "64", "--no-jit", "--limit", "128"]
+QUICK = ["--epochs", "1", "--batch-size", "64", "--limit", "128", *NO_JIT]
 
 
 def result_of(job, accuracy):

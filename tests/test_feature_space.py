@@ -17,15 +17,16 @@ from compare_losses import DIGITS
 from image_experiment import feature_figures, settings, training
 from image_experiment.feature_figures import Cloud
 from image_experiment.gradients import GradientProbe, score_gradients
+from tensors import NO_JIT
 
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLES, DIM, CLASSES = 7, 3, 4
 LABELS = np.arange(SAMPLES) % CLASSES
-NARROW = ["--width", "0.2", "--batch-size", "64", "--no-jit", "--learning-rate", "0.01"]
+NARROW = ["--width", "0.2", "--batch-size", "64", "--learning-rate", "0.01", *NO_JIT]
 
 
 def settings_of(*flags):
-    return settings.parse(DIGITS, [*flags, "--weight-decay", "0.5", "--no-jit"])
+    return settings.parse(DIGITS, [*flags, "--weight-decay", "0.5", *NO_JIT])
 
 
 def cosines(features, centroids):

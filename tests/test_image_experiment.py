@@ -14,6 +14,7 @@ from image_experiment.batches import FollowEpoch, TrainingBatches, soft_labels
 from image_experiment.data import BadInputError, Source
 from image_experiment.reporting import History, read_history, write_whole
 from image_experiment.settings import Experiment
+from tensors import NO_JIT
 
 import keras_pedcc
 
@@ -28,7 +29,7 @@ TINY = Experiment(
     notes="",
 )
 SHORT = ["--epochs", "2", "--batch-size", "16", "--finetune-epoch", "1", "--verbose"]
-SHORT += ["0", "--no-jit"]
+SHORT += ["0", *NO_JIT]
 
 
 @pytest.fixture

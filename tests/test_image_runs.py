@@ -11,6 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from tensors import NO_JIT
 
 import keras_pedcc  # noqa: F401 (its classes are in the saved models)
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 BACKEND = keras.backend.backend()
 SMALL = ["--width", "0.05", "--dim", "16", "--batch-size", "16", "--epochs", "3"]
-SMALL += ["--finetune-epoch", "1", "--verbose", "2", "--no-jit"]
+SMALL += ["--finetune-epoch", "1", "--verbose", "2", *NO_JIT]
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ def test_real_images_are_learned(tmp_path, script, limit, floor):
     """Far above chance (2 and 1 %) after a minute; the README has longer runs."""
     flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"], "--limit", limit]
     flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "1"]
-    flags += ["--finetune-epoch", "0", "--no-jit"]
+    flags += ["--finetune-epoch", "0", *NO_JIT]
     run(f"examples/{script}.py", *flags, "--output-dir", tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["accuracy"] > floor

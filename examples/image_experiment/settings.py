@@ -268,7 +268,8 @@ def _add_hardware(parser, experiment):
     add(
         "--jit",
         action=argparse.BooleanOptionalAction,
-        help="compile with XLA; Keras decides if left out",
+        help="compile with XLA; Keras decides if left out. On a CPU TensorFlow is "
+        "often faster with --no-jit; JAX compiles nothing then, and crawls",
     )
     add("--workers", type=int, default=1, help="threads that make batches ahead")
 
