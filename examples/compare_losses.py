@@ -183,7 +183,7 @@ def train(job):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = training.run(EXPERIMENTS[job.dataset], job.flags)
-    if code:
+    if code == 2:
         raise BadInputError(f"{job.loss}, seed {job.seed}: {err.getvalue().strip()}")
 
 

@@ -388,6 +388,7 @@ def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert result["environment"]["backend"] == keras.backend.backend()
     assert len(result["accuracy_per_epoch"]) == 2
     assert result["accuracy"] == pytest.approx(result["accuracy_per_epoch"][-1])
+    assert not result["diverged"]
     assert result["images_per_second"] > 0
     with (folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -474,6 +475,16 @@ def test_finished_run_is_left_alone(run, tmp_path):
     before = (tmp_path / "out" / "result.json").read_text()
     assert run("--resume") == (0, "")
     assert (tmp_path / "out" / "result.json").read_text() == before
+
+
+def test_run_whose_loss_becomes_nan_says_so(run, tmp_path):
+    code, error = run("--learning-rate", 1e9, "--loss", "cross_entropy")
+    assert (code, error) == (1, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["diverged"]
+    assert result["epochs"] == 1
+    assert not (tmp_path / "out" / "cosines.png").exists()
+    assert run("--learning-rate", 1e9, "--loss", "cross_entropy", "--resume")[0] == 1
 
 
 @pytest.mark.slow

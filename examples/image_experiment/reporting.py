@@ -80,6 +80,7 @@ def write_result(experiment, args, images, model, predicted):
             "scored_images": len(labels),
             "scored_on": "held-out training images" if args.held_out else "test images",
         },
+        "diverged": bool(np.isnan(logits).any()),
         "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
         "accuracy_per_epoch": [
             row["val_accuracy"] for row in history if "val_accuracy" in row
@@ -168,13 +169,15 @@ def print_end(args, result):
         f"{result['data']['scored_images']} {result['data']['scored_on']}; "
         f"{result['images_per_second']:.0f} images/s in training."
     )
+    if result["diverged"]:
+        print("The loss became NaN and training stopped: lower --learning-rate.")
     print(f"Written to {args.output_dir}:")
     print(
         "  model.keras             the model: raw pixels in, features and cosines out"
     )
     print("  result.json             all settings, versions and numbers")
     print("  history.csv             the numbers of each epoch")
-    if args.figures:
+    if args.figures and not result["diverged"]:
         print("  curves.png              accuracy and loss by epoch")
         print("  confusion.png           which classes are taken for which")
         print(

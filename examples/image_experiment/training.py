@@ -26,13 +26,16 @@ BRANCH = "branch.npz"
 
 
 def run(experiment, argv=None, description=""):
-    """Trains as the command line says; returns the exit code."""
+    """Trains as the command line says; returns the exit code.
+
+    That is 0, 1 if the loss became NaN, or 2 for what the user can put right.
+    """
     try:
-        train(experiment, settings.parse(experiment, argv, description))
+        result = train(experiment, settings.parse(experiment, argv, description))
     except BadInputError as error:
         print(f"{experiment.name}: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return int(result["diverged"])
 
 
 def train(experiment, args, watch=None):
@@ -43,6 +46,9 @@ def train(experiment, args, watch=None):
         args: Settings, as `settings.parse` returns.
         watch: Function of settings and images that returns a list of callbacks,
             which see the training beside those of the recipe.
+
+    Returns:
+        What is in `result.json`.
 
     Raises:
         BadInputError: What the user can put right.
@@ -55,15 +61,16 @@ def train(experiment, args, watch=None):
         model = make_model(experiment, args, images)
     if not open_folder(args, images):
         print(f"The run in {args.output_dir} is finished: nothing to do.")
-        return
+        return read_json(args.output_dir / "result.json")
     reporting.print_start(experiment, args, images, model)
     fit(model, args, images, watch(args, images) if watch else [])
     model.save(args.output_dir / "model.keras")
     predicted = model.predict(images.x_test, args.batch_size, verbose=0)
-    if args.figures:
-        figures.draw(args, images, model, predicted)
     result = reporting.write_result(experiment, args, images, model, predicted)
+    if args.figures and not result["diverged"]:
+        figures.draw(args, images, model, predicted)
     reporting.print_end(args, result)
+    return result
 
 
 def use_devices(args):
