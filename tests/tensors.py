@@ -2,10 +2,15 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 KINDS = ["random", "signs", "on_centroid", "opposite", "saturated"]
 
+only_once = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="long, and next to the same whatever the backend",
+)
 # Tracing alone is quicker than compiling on TensorFlow; JAX would not compile at all.
 NO_JIT = ["--no-jit"] if keras.backend.backend() == "tensorflow" else []
 

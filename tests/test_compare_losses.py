@@ -8,7 +8,7 @@ from compare_losses import LOSSES, Job, difference
 from image_experiment import settings, training
 from image_experiment.data import load
 from scipy import stats
-from tensors import NO_JIT
+from tensors import NO_JIT, only_once
 
 QUICK = ["--epochs", "1", "--batch-size", "64", "--limit", "128", *NO_JIT]
 
@@ -132,6 +132,7 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
 
+@only_once
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_takes_a_step_down(loss, tmp_path):
@@ -147,6 +148,7 @@ def test_every_loss_takes_a_step_down(loss, tmp_path):
     assert after["accuracy"] > 0.5
 
 
+@only_once
 @pytest.mark.slow
 def test_two_jobs_at_once_give_what_one_gives(tmp_path):
     flags = ["--losses", "cross_entropy", "pedcc_n1_tuned", "--seeds", "0"]

@@ -17,7 +17,7 @@ from compare_losses import DIGITS
 from image_experiment import feature_figures, settings, training
 from image_experiment.feature_figures import Cloud
 from image_experiment.gradients import GradientProbe, score_gradients
-from tensors import NO_JIT
+from tensors import NO_JIT, only_once
 
 ROOT = pathlib.Path(__file__).parents[1]
 SAMPLES, DIM, CLASSES = 7, 3, 4
@@ -216,6 +216,7 @@ def test_bad_input_is_told(capsys, tmp_path, flags, message):
     assert len(error.splitlines()) == 1
 
 
+@only_once
 @pytest.mark.slow
 def test_script_runs_and_goes_on(tmp_path):
     command = [sys.executable, str(ROOT / "examples/feature_space.py"), *NARROW]

@@ -11,7 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from tensors import NO_JIT
+from tensors import NO_JIT, only_once
 
 import keras_pedcc  # noqa: F401 (its classes are in the saved models)
 
@@ -151,11 +151,6 @@ images = data.load(experiment.source)
 np.savez(sys.argv[2], **{name: getattr(images, name) for name in data.ARRAYS})
 print(images.origin)
 """
-
-
-only_once = pytest.mark.skipif(
-    BACKEND != "tensorflow", reason="the same whatever the backend"
-)
 
 
 @only_once

@@ -1,5 +1,6 @@
 """Order and augmentation of the training images, as functions of seed and epoch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import keras
@@ -37,7 +38,8 @@ class TrainingBatches(keras.utils.PyDataset):
         mixup: Parameter of the beta distribution from which the share of an image
             in its mixture with another is drawn; 0 for no mixing.
         passes: How often each image comes in an epoch.
-        workers: Threads that make batches ahead.
+        workers: Threads that make batches ahead, if more than 1. They are this class's
+            own: those of Keras hand batches of one epoch over to the next.
 
     Labels come as `(batch,)`, or with smoothing or mixing as `(batch, num_classes)`.
     """
@@ -57,7 +59,9 @@ class TrainingBatches(keras.utils.PyDataset):
         passes=1,
         workers=1,
     ):
-        super().__init__(workers=workers)
+        super().__init__()
+        self.ahead = workers if workers > 1 else 0
+        self.pool = ThreadPoolExecutor(workers) if self.ahead else None
         self.labels = labels
         self.number = passes * len(images)
         self.batch_size = min(batch_size, self.number)
@@ -72,19 +76,33 @@ class TrainingBatches(keras.utils.PyDataset):
         """Draws what happens in an epoch, counted from 0."""
         n = self.number
         draw = np.random.default_rng([self.seed, epoch])
-        self.plan = Plan(
+        plan = Plan(
             order=draw.permutation(n),
             offsets=draw.integers(0, 2 * self.pad + 1, (n, 2)),
             flips=draw.random(n) < (0.5 if self.flip else 0.0),
             partners=draw.permutation(n),
             shares=draw.beta(self.mixup, self.mixup, n) if self.mixup else np.ones(n),
         )
+        # Together: whoever still asks for the last epoch gets nothing of this one.
+        self.plan_and_made = plan, {}
 
     def __len__(self):
         return self.number // self.batch_size
 
+    @property
+    def plan(self):
+        return self.plan_and_made[0]
+
     def __getitem__(self, number):
-        plan = self.plan
+        plan, made = self.plan_and_made
+        if self.pool is None:
+            return self._make(plan, number)
+        for following in range(number, min(number + self.ahead + 1, len(self))):
+            if following not in made:
+                made[following] = self.pool.submit(self._make, plan, following)
+        return made.pop(number).result()
+
+    def _make(self, plan, number):
         at = plan.order[number * self.batch_size : (number + 1) * self.batch_size]
         images, labels = self._crop(at, plan), self._labels(at)
         if not (self.mixup or self.label_smoothing):
