@@ -134,7 +134,9 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
 
 @only_once
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", [name for name in LOSSES if not name.endswith(("m2", "n2", "n3", "tuned"))]
+)
 def test_every_loss_takes_a_step_down(loss, tmp_path):
     experiment = compare_losses.DIGITS
     flags = [*LOSSES[loss], *QUICK, "--learning-rate", "0.01"]

@@ -221,6 +221,7 @@ def test_real_images_are_learned(tmp_path, script, limit, floor):
     flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"], "--limit", limit]
     flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "1"]
     flags += ["--finetune-epoch", "0", *NO_JIT]
+    flags += ["--score", "last", "--no-figures"]
     run(f"examples/{script}.py", *flags, "--output-dir", tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["accuracy"] > floor
