@@ -14,7 +14,7 @@ from image_experiment.batches import FollowEpoch, TrainingBatches, soft_labels
 from image_experiment.data import BadInputError, Source
 from image_experiment.reporting import History, read_history, write_whole
 from image_experiment.settings import Experiment
-from tensors import NO_JIT
+from tensors import NO_JIT, only_once
 
 import keras_pedcc
 
@@ -417,6 +417,7 @@ def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
         assert row["val_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@only_once
 @pytest.mark.slow
 def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
     run("--fixed", folder="fixed")
@@ -432,6 +433,7 @@ def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
     assert difference.max() > 1e-6
 
 
+@only_once
 @pytest.mark.slow
 def test_branch_is_the_run_that_unfroze_itself(run, tmp_path):
     run(folder="whole")
@@ -491,6 +493,7 @@ def test_run_whose_loss_becomes_nan_says_so(run, tmp_path):
     assert run("--learning-rate", 1e9, "--loss", "cross_entropy", "--resume")[0] == 1
 
 
+@only_once
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--loss", "cross_entropy"], ["--mixup", "0.2"]])
 def test_other_recipes_run(run, tmp_path, flags):
