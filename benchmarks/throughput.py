@@ -19,7 +19,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 from cifar100 import CIFAR100
-from image_experiment import data, settings, training
+from image_experiment import data, networks, settings, training
 from image_experiment.batches import TrainingBatches
 from image_experiment.reporting import environment
 
@@ -119,7 +119,7 @@ def torch_network(nn, args, images):
     stages = [(1, CIFAR100.stem), *CIFAR100.blocks]
     channels, parts = images.x_train.shape[-1], [_standardizer(nn, images)]
     for number, (convolutions, filters) in enumerate(stages):
-        filters = training.scaled(filters, args.width)
+        filters = networks.scaled(filters, args.width)
         for _ in range(convolutions):
             parts += [
                 nn.Conv2d(channels, filters, 3, padding=1, bias=False),
@@ -137,7 +137,7 @@ def torch_network(nn, args, images):
 
 def _standardizer(nn, images):
     """Batch normalisation that stays at the statistics of the training pixels."""
-    mean, variance = training.pixel_statistics(images.x_train)
+    mean, variance = networks.pixel_statistics(images.x_train)
     layer = nn.BatchNorm2d(len(mean), affine=False, momentum=0.0)
     layer.running_mean.copy_(layer.running_mean.new_tensor(mean))
     layer.running_var.copy_(layer.running_var.new_tensor(variance))

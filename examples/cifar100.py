@@ -9,7 +9,7 @@ narrower network and fewer epochs (`--width`, `--epochs`, `--decay-epochs`).
 """
 
 from image_experiment.data import Source
-from image_experiment.settings import Experiment
+from image_experiment.experiment import Experiment
 from image_experiment.training import run
 
 CIFAR100 = Experiment(

@@ -26,9 +26,10 @@ import time
 
 from cifar100 import CIFAR100
 from emnist import EMNIST
+from faces import FACES
 from image_experiment import settings, training
 from image_experiment.data import BadInputError, Source, load_digits
-from image_experiment.settings import Experiment
+from image_experiment.experiment import Experiment
 
 MNIST = Experiment(
     name="mnist",
@@ -55,6 +56,7 @@ EXPERIMENTS = {
     "mnist": MNIST,
     "emnist47": EMNIST,
     "cifar100": CIFAR100,
+    "faces": FACES,
 }
 LOSSES = {
     "hinge": ["--loss", "hinge"],
@@ -112,15 +114,17 @@ def choose_rates(args):
     """The learning rate of each loss, by accuracy on held-out training images."""
     if len(args.learning_rates) == 1:
         return dict.fromkeys(args.losses, args.learning_rates[0])
+    experiment = EXPERIMENTS[args.dataset]
+    tuning = experiment.tuning_flags(args.held_out)
     jobs = [
-        make_job(args, loss, seed, rate, "held_out", "--held-out", args.held_out)
+        make_job(args, loss, seed, rate, "held_out", *tuning)
         for rate in args.learning_rates
         for seed in args.tuning_seeds
         for loss in args.losses
     ]
     scores = collections.defaultdict(list)
     for job, result in run_all(jobs, args).items():
-        scores[job.loss, job.rate].append(result["accuracy"])
+        scores[job.loss, job.rate].append(experiment.chosen_by(result))
     return {
         loss: max(args.learning_rates, key=lambda r: statistics.mean(scores[loss, r]))
         for loss in args.losses
@@ -271,8 +275,8 @@ def as_markdown(summary):
     data, place = summary["data"], summary["environment"]
     lines += [
         "",
-        f"{summary['dataset']} ({data['training_images']:,} training and "
-        f"{data['scored_images']:,} test images), "
+        f"{summary['dataset']} ({data['training_images']:,} training images, "
+        f"{data.get('test_pairs') or data['scored_images']:,} {data['scored_on']}), "
         f"{summary['settings']['epochs']} epochs, seeds "
         f"{', '.join(map(str, summary['seeds']))}; {place['cpus']} CPU cores "
         f"({place['cpu']}), devices {', '.join(place['devices'])}, "
@@ -333,7 +337,11 @@ def parse_args(argv):
         help="each loss takes one of them",
     )
     add("--tuning-seeds", type=int, nargs="+", default=[100], help="to choose with")
-    add("--held-out", type=int, help="images to choose with; a tenth if left out")
+    add(
+        "--held-out",
+        type=int,
+        help="training images to choose with; people, for faces. About a tenth if left out",
+    )
     add("--jobs", type=int, default=1, help="runs side by side")
     add("--output-dir", type=pathlib.Path, help="runs/compare_DATASET if left out")
     args, args.flags = parser.parse_known_args(argv)
@@ -355,9 +363,13 @@ DEFAULT_FLAGS = {
 
 
 def default_held_out(args):
-    return {"digits": 300, "mnist": 6000, "emnist47": 9400, "cifar100": 5000}[
-        args.dataset
-    ]
+    return {
+        "digits": 300,
+        "mnist": 6000,
+        "emnist47": 9400,
+        "cifar100": 5000,
+        "faces": 100,  # people
+    }[args.dataset]
 
 
 def command_of(script, argv):

@@ -10,7 +10,7 @@ Balanced split of EMNIST. Another set of characters in the same 47 classes goes 
 """
 
 from image_experiment.data import Source
-from image_experiment.settings import Experiment
+from image_experiment.experiment import Experiment
 from image_experiment.training import run
 
 EMNIST = Experiment(

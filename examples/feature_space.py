@@ -26,7 +26,7 @@ import sys
 import keras
 import numpy as np
 from compare_losses import DEFAULT_FLAGS, EXPERIMENTS
-from image_experiment import data, feature_figures, settings, training
+from image_experiment import feature_figures, settings, training
 from image_experiment.data import BadInputError
 from image_experiment.feature_figures import CLASS_COLORS, Cloud
 from image_experiment.gradients import GradientLengths, extract, feature_extractor
@@ -151,9 +151,7 @@ def refuse_nan(name, folder):
 def cloud_of(run, name, result, experiment):
     """What the model of a run makes of the first test images."""
     model = keras.saving.load_model(run.output_dir / "model.keras")
-    images = data.load(
-        experiment.source, run.data_dir, held_out=run.held_out, limit=run.limit
-    )
+    images = experiment.load(run)
     shown = extract(feature_extractor(model), images.x_test[:POINTS], run.batch_size)
     return Cloud(
         title=f"{name}: {100 * result['accuracy']:.1f} %",

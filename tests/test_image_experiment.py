@@ -12,8 +12,8 @@ from emnist import EMNIST
 from image_experiment import data, networks, settings, training
 from image_experiment.batches import FollowEpoch, TrainingBatches, soft_labels
 from image_experiment.data import BadInputError, Source
+from image_experiment.experiment import Experiment
 from image_experiment.reporting import History, read_history, write_whole
-from image_experiment.settings import Experiment
 from tensors import NO_JIT, only_once
 
 import keras_pedcc
@@ -375,7 +375,7 @@ def test_cosine_schedule_falls_from_the_rate_towards_zero():
 
 
 def test_statistics_are_those_of_the_pixels(arrays):
-    mean, variance = training.pixel_statistics(arrays["x_train"])
+    mean, variance = networks.pixel_statistics(arrays["x_train"])
     pixels = arrays["x_train"].astype(float).reshape(-1, 1) / 255
     np.testing.assert_allclose(mean, pixels.mean(axis=0))
     np.testing.assert_allclose(variance, pixels.var(axis=0))

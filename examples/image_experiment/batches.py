@@ -30,8 +30,9 @@ class TrainingBatches(keras.utils.PyDataset):
         labels: int32, shape `(n,)`.
         batch_size: Images per batch.
         seed: int.
-        pad: Pixels of black around each image, from which a crop of the original
-            size is taken at random.
+        size: Side in pixels of the crop that is taken of square images at random;
+            `None` for the size of the images, whatever their shape.
+        pad: Pixels of black around each image, before the crop.
         flip: Whether to mirror half of the images, left to right.
         num_classes: Number of classes, for soft labels.
         label_smoothing: Share of the label that goes to all classes evenly.
@@ -51,6 +52,7 @@ class TrainingBatches(keras.utils.PyDataset):
         batch_size,
         *,
         seed,
+        size=None,
         pad=0,
         flip=False,
         num_classes=None,
@@ -65,11 +67,16 @@ class TrainingBatches(keras.utils.PyDataset):
         self.labels = labels
         self.number = passes * len(images)
         self.batch_size = min(batch_size, self.number)
-        self.seed, self.pad, self.flip = seed, pad, flip
+        self.seed, self.flip = seed, flip
         self.num_classes = num_classes
         self.label_smoothing, self.mixup = label_smoothing, mixup
-        self.shape = images.shape[1:]
-        self.padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        self.padded = images
+        if pad:
+            self.padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        height, width, channels = images.shape[1:]
+        self.shape = (size or height, size or width, channels)
+        # How far a crop can lie from the top or the left.
+        self.room = 2 * pad + (height - size if size else 0)
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -78,7 +85,7 @@ class TrainingBatches(keras.utils.PyDataset):
         draw = np.random.default_rng([self.seed, epoch])
         plan = Plan(
             order=draw.permutation(n),
-            offsets=draw.integers(0, 2 * self.pad + 1, (n, 2)),
+            offsets=draw.integers(0, self.room + 1, (n, 2)),
             flips=draw.random(n) < (0.5 if self.flip else 0.0),
             partners=draw.permutation(n),
             shares=draw.beta(self.mixup, self.mixup, n) if self.mixup else np.ones(n),

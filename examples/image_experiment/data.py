@@ -47,6 +47,8 @@ class Images:
     y_test: np.ndarray
     origin: str
     class_names: tuple = ()
+    num_classes: int = 0
+    crop: int | None = None  # the side of what the network takes, if not all
 
     def fingerprint(self):
         """Changes with any byte of the data."""
@@ -56,7 +58,7 @@ class Images:
         return f"{value:08x}"
 
 
-def load(source, data_dir=None, *, held_out=0, limit=None):
+def load(source, data_dir=None, *, held_out=0, limit=None, imbalance=1.0):
     """Loads a data set, whole or in part.
 
     Args:
@@ -65,6 +67,8 @@ def load(source, data_dir=None, *, held_out=0, limit=None):
         held_out: If not 0, this many training images, evenly over the classes,
             take the place of the test images and are not trained on.
         limit: Number of training images to keep, drawn evenly over the classes.
+        imbalance: Number of images of the first class for each of the last, in what
+            is left of them; see `_thinned`.
 
     Returns:
         `Images`.
@@ -81,6 +85,9 @@ def load(source, data_dir=None, *, held_out=0, limit=None):
         images = _hold_out(images, held_out)
     if limit is not None:
         kept = _evenly(images.y_train, limit, "--limit")
+        images.x_train, images.y_train = images.x_train[kept], images.y_train[kept]
+    if imbalance > 1:
+        kept = _thinned(images.y_train, source.num_classes, imbalance)
         images.x_train, images.y_train = images.x_train[kept], images.y_train[kept]
     return images
 
@@ -103,18 +110,24 @@ def _from_npz(source, data_dir):
     if not found:
         names = " or ".join(source.files)
         raise BadInputError(f"no {names} in {data_dir}. {_both_ways(source)}")
+    arrays = read_arrays(found[0], ARRAYS, ("class_names",))
+    names = tuple(map(str, arrays.pop("class_names", ())))
+    return Images(**arrays, origin=found[0].name, class_names=names)
+
+
+def read_arrays(path, names, optional=()):
+    """Arrays of an `.npz` file by their names, those that may be missing if there."""
     try:
-        with found[0].open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [name for name in ARRAYS if name not in file.files]
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file.files]
             if missing:
-                raise BadInputError(f"{found[0]} has no array {missing[0]!r}.")
-            arrays = {name: file[name] for name in ARRAYS}
-            names = file["class_names"] if "class_names" in file.files else ()
+                raise BadInputError(f"{path} has no array {missing[0]!r}.")
+            there = [name for name in optional if name in file.files]
+            return {name: file[name] for name in (*names, *there)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInputError(
-            f"{found[0]} cannot be read: it is truncated or no .npz file ({error})."
+            f"{path} cannot be read: it is truncated or no .npz file ({error})."
         ) from error
-    return Images(**arrays, origin=found[0].name, class_names=tuple(map(str, names)))
 
 
 def _from_tfds(source):
@@ -157,6 +170,7 @@ def _both_ways(source):
 
 def _checked(source, images):
     """The same data in one form: channels last, contiguous, int32 labels."""
+    images.num_classes = source.num_classes
     for part in ("train", "test"):
         x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
         if x.ndim == 3:
@@ -215,3 +229,17 @@ def _evenly(labels, number, flag):
     rank = np.arange(len(labels)) - first  # of each sample within its class
     rounds = np.argsort(rank, kind="stable")
     return np.sort(by_class[rounds[:number]])
+
+
+def _thinned(labels, num_classes, imbalance):
+    """Indices of a long-tailed part: `n_k = n imbalance^(-k / (num_classes - 1))`.
+
+    With n the size of the smallest class, n_k is what class k keeps, at least 1. Which
+    images these are is the same for every seed of training.
+    """
+    order = np.random.default_rng(0).permutation(len(labels))
+    smallest = np.bincount(labels, minlength=num_classes).min()
+    shares = imbalance ** -np.linspace(0, 1, num_classes)
+    keep = np.maximum(1, np.rint(smallest * shares).astype(int))
+    kept = [order[labels[order] == k][:number] for k, number in enumerate(keep)]
+    return np.sort(np.concatenate(kept))

@@ -6,19 +6,25 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+import keras_pedcc
 from image_experiment.reporting import read_history, unit_rows
 
 matplotlib.use("Agg")
 OWN, OTHER, TRAINING = "#30638e", "#d1495b", "#8d99ae"
 
 
-def draw(args, images, model, predicted):
-    """Draws all figures into the folder of the run."""
-    draw_curves(args, args.output_dir / "curves.png")
+def draw(args, scored_on, images, model, predicted):
+    """Draws all figures into the folder of the run; returns what each shows."""
+    draw_curves(args, scored_on, args.output_dir / "curves.png")
     guessed = predicted["logits"].argmax(axis=1)
     draw_confusion(images, guessed, args.output_dir / "confusion.png")
     cosines = unit_rows(predicted["features"]) @ class_directions(model).T
     draw_cosines(cosines, images.y_test, args.output_dir / "cosines.png")
+    return {
+        "curves.png": "accuracy and loss by epoch",
+        "confusion.png": "which classes are taken for which",
+        "cosines.png": "cosines to the own class and the nearest other",
+    }
 
 
 def class_directions(model):
@@ -29,19 +35,25 @@ def class_directions(model):
     return unit_rows(keras.ops.convert_to_numpy(head.kernel).T)
 
 
-def draw_curves(args, path):
-    """Accuracy and loss by epoch, with the unfreezing marked."""
+def draw_curves(args, scored_on, path, scored="val_accuracy"):
+    """Accuracy and loss by epoch, with the unfreezing marked.
+
+    Args:
+        args: Settings.
+        scored_on: Name of what is scored at each epoch.
+        path: File to write.
+        scored: The column of `history.csv` with the accuracy on that.
+    """
     rows = read_history(args.output_dir / "history.csv")
     epochs = [row["epoch"] + 1 for row in rows]
-    scored = "held-out images" if args.held_out else "test images"
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name, factor in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
-        for prefix, color in (("", TRAINING), ("val_", OWN)):
-            if prefix + name not in rows[0]:
-                continue
-            values = [factor * row[prefix + name] for row in rows]
-            label = scored if prefix else "training images"
-            axis.plot(epochs, values, ".-", color=color, label=label)
+        other = scored if name == "accuracy" else "val_loss"
+        columns = {name: (TRAINING, "training images"), other: (OWN, scored_on)}
+        for column, (color, label) in columns.items():
+            if column in rows[0]:
+                values = [factor * row[column] for row in rows]
+                axis.plot(epochs, values, ".-", color=color, label=label)
         if args.loss == "pedcc" and not args.fixed and args.finetune_epoch < len(rows):
             line = {"color": "0.3", "ls": "--", "label": "centroids unfrozen"}
             axis.axvline(args.finetune_epoch + 0.5, **line)
@@ -82,6 +94,38 @@ def draw_cosines(cosines, labels, path):
     low = min(own.min(), nearest.min(), 0)
     axis.set(xlabel="cosine", ylabel="share of images (%)", xlim=(low, 1))
     axis.legend(loc="upper center")
+    save(figure, path)
+
+
+def draw_roc(scores, same, path):
+    """ROC of verification, one curve for each entry of `scores`."""
+    figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
+    for (name, own), color in zip(scores.items(), (OWN, TRAINING, OTHER), strict=False):
+        far, tar, _ = keras_pedcc.roc_curve(own, same)
+        axis.plot(100 * far, 100 * tar, color=color, label=name)
+    axis.plot([0, 100], [0, 100], color="0.8", lw=1, zorder=0)
+    axis.set(
+        xlabel="false accept rate (%)",
+        ylabel="true accept rate (%)",
+        xlim=(0, 100),
+        ylim=(0, 100),
+        aspect="equal",
+    )
+    axis.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_pairs(scores, same, path):
+    """Histogram of the cosine of pairs of one person, and of two."""
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    bins = np.linspace(min(0, scores.min()), 1, 61)
+    for kind, color, label in ((same, OWN, "one person"), (~same, OTHER, "two")):
+        share = np.full(kind.sum(), 100 / kind.sum())
+        axis.hist(
+            scores[kind], bins, weights=share, alpha=0.65, color=color, label=label
+        )
+    axis.set(xlabel="cosine", ylabel="share of pairs (%)", xlim=(bins[0], 1))
+    axis.legend(title="pairs of")
     save(figure, path)
 
 

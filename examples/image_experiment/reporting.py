@@ -68,7 +68,6 @@ def write_whole(path, text):
 def write_result(experiment, args, images, model, predicted):
     """Writes `result.json`; returns what is in it."""
     history = read_history(args.output_dir / "history.csv")
-    logits, labels = predicted["logits"], images.y_test
     speeds = [row["images_per_second"] for row in history]
     result = {
         "experiment": experiment.name,
@@ -77,11 +76,9 @@ def write_result(experiment, args, images, model, predicted):
             "origin": images.origin,
             "fingerprint": images.fingerprint(),
             "training_images": len(images.y_train),
-            "scored_images": len(labels),
-            "scored_on": "held-out training images" if args.held_out else "test images",
+            **experiment.data_facts(args, images),
         },
-        "diverged": bool(np.isnan(logits).any()),
-        "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
+        **experiment.score(args, images, predicted),
         "accuracy_per_epoch": [
             row["val_accuracy"] for row in history if "val_accuracy" in row
         ],
@@ -93,12 +90,6 @@ def write_result(experiment, args, images, model, predicted):
         "environment": environment(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    features = unit_rows(predicted["features"])
-    for distance in (
-        keras_pedcc.intra_class_distance,
-        keras_pedcc.inter_class_distance,
-    ):
-        result[distance.__name__] = distance(features, labels)
     write_whole(args.output_dir / "result.json", json.dumps(result, indent=1))
     return result
 
@@ -155,31 +146,26 @@ def device_names(backend):
 
 
 def print_start(experiment, args, images, model):
-    scored = "held-out training" if args.held_out else "test"
     print(
-        f"{experiment.source.title} from {images.origin}: {len(images.y_train)} images "
-        f"to train on, {len(images.y_test)} {scored} images. "
+        f"{experiment.title()} from {images.origin}: {experiment.sizes(args, images)}. "
         f"{model.count_params():,} parameters, Keras on {keras.backend.backend()}."
     )
 
 
-def print_end(args, result):
+def print_end(experiment, args, result, drawn):
+    """What came out, and which files hold it; `drawn`: figures by name."""
     print(
-        f"\nAccuracy after the last epoch: {100 * result['accuracy']:.2f} % of "
-        f"{result['data']['scored_images']} {result['data']['scored_on']}; "
-        f"{result['images_per_second']:.0f} images/s in training."
+        f"\n{experiment.summary(result)}; {result['images_per_second']:.0f} images/s "
+        "in training."
     )
     if result["diverged"]:
         print("The loss became NaN and training stopped: lower --learning-rate.")
+    files = {
+        "model.keras": "the model: raw pixels in, features and cosines out",
+        "result.json": "all settings, versions and numbers",
+        "history.csv": "the numbers of each epoch",
+        **drawn,
+    }
     print(f"Written to {args.output_dir}:")
-    print(
-        "  model.keras             the model: raw pixels in, features and cosines out"
-    )
-    print("  result.json             all settings, versions and numbers")
-    print("  history.csv             the numbers of each epoch")
-    if args.figures and not result["diverged"]:
-        print("  curves.png              accuracy and loss by epoch")
-        print("  confusion.png           which classes are taken for which")
-        print(
-            "  cosines.png             cosines to the own class and the nearest other"
-        )
+    for name, what in files.items():
+        print(f"  {name:<23} {what}")

@@ -1,13 +1,12 @@
 """Every setting of an image experiment: the paper's values are the defaults."""
 
 import argparse
-import dataclasses
 import os
 import pathlib
 
 import keras
 
-from image_experiment.data import BadInputError, Source
+from image_experiment.data import BadInputError
 from image_experiment.losses import LOSSES
 
 # What a run may change without becoming another run.
@@ -23,35 +22,10 @@ NOT_OF_THE_RUN = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A data set and the recipe of the paper for it.
-
-    Attributes:
-        name: Name of the experiment, and of its folder under `runs/`.
-        source: `Source` of the images.
-        stem: Filters of the network's first convolution.
-        blocks: `(convolutions, filters)` of each block of the network.
-        dim: Length of the features.
-        pad: Pixels around an image for the random crop.
-        flip: Whether half of the images are mirrored.
-        notes: What the paper leaves open here, for the help text.
-    """
-
-    name: str
-    source: Source
-    stem: int
-    blocks: tuple
-    dim: int
-    pad: int
-    flip: bool
-    notes: str
-
-
 def parse(experiment, argv, description=""):
     """Settings from the command line; wrong ones raise `BadInputError`."""
     args = _make_parser(experiment, description).parse_args(argv)
-    _check(args)
+    _check(experiment, args)
     return args
 
 
@@ -102,20 +76,7 @@ def flags_of(experiment, chosen):
 
 def _add_data(parser, experiment):
     add = parser.add_argument_group("data").add_argument
-    files = " or ".join(experiment.source.files)
-    add(
-        "--data-dir",
-        type=pathlib.Path,
-        help=f"folder with {files}; without it, tensorflow-datasets gives the data",
-    )
-    add("--limit", type=int, help="train on so many images, even over the classes")
-    add(
-        "--held-out",
-        type=int,
-        default=0,
-        help="choose settings: score on so many training images, which are then not "
-        "trained on, in place of the test images",
-    )
+    experiment.add_data_flags(add)
     add("--pad", type=int, default=experiment.pad, help="black pixels for the crop")
     add(
         "--flip",
@@ -135,7 +96,12 @@ def _add_recipe(parser, experiment):
         help="how often each image comes in an epoch; more than 1 saves time where "
         "there are few images",
     )
-    add("--batch-size", type=int, default=256, help="images per step, all devices")
+    add(
+        "--batch-size",
+        type=int,
+        default=experiment.batch_size,
+        help="images per step, all devices",
+    )
     add("--learning-rate", type=float, default=0.1, help="of SGD with momentum 0.9")
     add(
         "--schedule",
@@ -274,8 +240,8 @@ def _add_hardware(parser, experiment):
     add("--workers", type=int, default=1, help="threads that make batches ahead")
 
 
-def _check(args):
-    _check_ranges(args)
+def _check(experiment, args):
+    _check_ranges(args, experiment.lowest())
     backend = keras.backend.backend()
     needed = {"mirrored": "tensorflow", "data_parallel": "jax"}.get(args.strategy)
     if needed not in (None, backend):
@@ -297,24 +263,24 @@ def _check(args):
         )
 
 
-def _check_ranges(args):
+def _check_ranges(args, lowest_of_data):
     lowest = {
+        **lowest_of_data,
         "epochs": 1, "passes": 1, "batch_size": 1, "dim": 2, "mse_root": 1,
         "workers": 1,
-        "pad": 0, "held_out": 0, "seed": 0, "centroid_seed": 0, "finetune_epoch": 0,
+        "pad": 0, "seed": 0, "centroid_seed": 0, "finetune_epoch": 0,
         "weight_decay": 0, "label_smoothing": 0, "mixup": 0, "margin": 0,
         "mse_weight": 0, "multiple": 1, "center_weight": 0, "anchor": 0,
     }  # fmt: skip
     for name, low in lowest.items():
-        if not getattr(args, name) >= low:
+        value = getattr(args, name)
+        if value is not None and not value >= low:
             raise _out_of_range(args, name, f"at least {low}")
     for name in ("learning_rate", "width", "scale", "finetune_rate", "center_rate"):
         if not 0 < getattr(args, name) < float("inf"):
             raise _out_of_range(args, name, "above 0")
     if not args.label_smoothing < 1:
         raise _out_of_range(args, "label_smoothing", "below 1")
-    if args.limit is not None and args.limit < 1:
-        raise _out_of_range(args, "limit", "at least 1")
 
 
 def _out_of_range(args, name, rule):

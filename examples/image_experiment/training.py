@@ -9,18 +9,16 @@ import sys
 import keras
 
 import keras_pedcc
-from image_experiment import data, figures, reporting, settings
-from image_experiment.batches import FollowEpoch, TrainingBatches, soft_labels
+from image_experiment import reporting, settings
+from image_experiment.batches import FollowEpoch, TrainingBatches
 from image_experiment.data import BadInputError
 from image_experiment.losses import (
     LOSSES,
     ON_COSINES,
     ON_PLAIN_LOGITS,
     WITH_PEDCC,
-    has_soft_labels,
     make_optimizer,
 )
-from image_experiment.networks import vgg
 
 BRANCH = "branch.npz"
 
@@ -54,22 +52,21 @@ def train(experiment, args, watch=None):
         BadInputError: What the user can put right.
     """
     scope = use_devices(args)
-    images = data.load(
-        experiment.source, args.data_dir, held_out=args.held_out, limit=args.limit
-    )
+    images = experiment.load(args)
     with scope:
         model = make_model(experiment, args, images)
     if not open_folder(args, images):
         print(f"The run in {args.output_dir} is finished: nothing to do.")
         return read_json(args.output_dir / "result.json")
     reporting.print_start(experiment, args, images, model)
-    fit(model, args, images, watch(args, images) if watch else [])
+    fit(experiment, model, args, images, watch(args, images) if watch else [])
     model.save(args.output_dir / "model.keras")
-    predicted = model.predict(images.x_test, args.batch_size, verbose=0)
+    predicted = experiment.predict(args, images, model)
     result = reporting.write_result(experiment, args, images, model, predicted)
+    drawn = {}
     if args.figures and not result["diverged"]:
-        figures.draw(args, images, model, predicted)
-    reporting.print_end(args, result)
+        drawn = experiment.draw(args, images, model, predicted)
+    reporting.print_end(experiment, args, result, drawn)
     return result
 
 
@@ -182,39 +179,19 @@ def start_branch(args, this):
 
 def make_model(experiment, args, images):
     """The network with head and loss, compiled."""
-    inputs, features = vgg(
-        experiment.source.shape,
-        scaled(experiment.stem, args.width),
-        [(number, scaled(f, args.width)) for number, f in experiment.blocks],
-        args.dim,
-        statistics=pixel_statistics(images.x_train),
-        weight_decay=args.weight_decay,
-        feature_norm=args.feature_norm,
-    )
-    num_classes = experiment.source.num_classes
+    inputs, features = experiment.network(args, images)
     try:
-        outputs, loss = LOSSES[args.loss](features, num_classes, args)
+        outputs, loss = LOSSES[args.loss](features, images.num_classes, args)
     except ValueError as error:  # a constant out of the range of its loss
         raise BadInputError(str(error)) from error
     model = keras_pedcc.PEDCCModel(inputs, outputs)
     model.compile(
         make_optimizer(args),
         loss,
-        metrics=make_metrics(args, num_classes),
+        metrics=make_metrics(args, images.num_classes),
         jit_compile="auto" if args.jit is None else args.jit,
     )
     return model
-
-
-def scaled(filters, width):
-    return max(1, round(filters * width))
-
-
-def pixel_statistics(images):
-    """Mean and variance of each channel, of pixels in [0, 1], as lists."""
-    pixels = images.reshape(-1, images.shape[-1])
-    mean, std = pixels.mean(axis=0) / 255, pixels.std(axis=0) / 255
-    return mean.tolist(), (std**2).tolist()
 
 
 def make_metrics(args, num_classes):
@@ -238,35 +215,34 @@ def make_metrics(args, num_classes):
     return metrics
 
 
-def fit(model, args, images, callbacks=()):
+def fit(experiment, model, args, images, callbacks=()):
     """Trains for `args.epochs` epochs, or what is left of them.
 
     `callbacks` join those of the recipe.
     """
-    num_classes = model.output["logits"].shape[-1]
     batches = TrainingBatches(
         images.x_train,
         images.y_train,
         args.batch_size,
         seed=args.seed,
+        size=images.crop,
         pad=args.pad,
         flip=args.flip,
-        num_classes=num_classes,
+        num_classes=images.num_classes,
         label_smoothing=args.label_smoothing,
         mixup=args.mixup,
         passes=args.passes,
         workers=args.workers,
     )
-    labels = images.y_test
-    if has_soft_labels(args):  # the metrics expect the same form as in training
-        labels = soft_labels(labels, num_classes)
-    scored = (images.x_test, labels) if args.score == "each" else None
+    scored, scoring = None, []
+    if args.score == "each":
+        scored, scoring = experiment.each_epoch(args, images)
     model.fit(
         batches,
         epochs=args.epochs,
         validation_data=scored,
         validation_batch_size=args.batch_size,
-        callbacks=[*make_callbacks(args, batches), *callbacks],
+        callbacks=[*scoring, *make_callbacks(args, batches), *callbacks],
         verbose=args.verbose,
         shuffle=False,
     )
