@@ -114,17 +114,16 @@ def choose_rates(args):
     """The learning rate of each loss, by accuracy on held-out training images."""
     if len(args.learning_rates) == 1:
         return dict.fromkeys(args.losses, args.learning_rates[0])
-    experiment = EXPERIMENTS[args.dataset]
-    tuning = experiment.tuning_flags(args.held_out)
+    held_out = held_out_flags(args, choosing=True)
     jobs = [
-        make_job(args, loss, seed, rate, "held_out", *tuning)
+        make_job(args, loss, seed, rate, "held_out", *held_out)
         for rate in args.learning_rates
         for seed in args.tuning_seeds
         for loss in args.losses
     ]
     scores = collections.defaultdict(list)
     for job, result in run_all(jobs, args).items():
-        scores[job.loss, job.rate].append(experiment.chosen_by(result))
+        scores[job.loss, job.rate].append(result["accuracy"])
     return {
         loss: max(args.learning_rates, key=lambda r: statistics.mean(scores[loss, r]))
         for loss in args.losses
@@ -132,11 +131,16 @@ def choose_rates(args):
 
 
 def final_jobs(args, rates):
+    held_out = held_out_flags(args, choosing=False)
     return [
-        make_job(args, loss, seed, rates[loss], "test")
+        make_job(args, loss, seed, rates[loss], "test", *held_out)
         for seed in args.seeds
         for loss in args.losses
     ]
+
+
+def held_out_flags(args, choosing):
+    return EXPERIMENTS[args.dataset].held_out_flags(args.held_out, choosing=choosing)
 
 
 def make_job(args, loss, seed, rate, part, *flags):
@@ -276,7 +280,7 @@ def as_markdown(summary):
     lines += [
         "",
         f"{summary['dataset']} ({data['training_images']:,} training images, "
-        f"{data.get('test_pairs') or data['scored_images']:,} {data['scored_on']}), "
+        f"{data.get('scored_pairs') or data['scored_images']:,} {data['scored_on']}), "
         f"{summary['settings']['epochs']} epochs, seeds "
         f"{', '.join(map(str, summary['seeds']))}; {place['cpus']} CPU cores "
         f"({place['cpu']}), devices {', '.join(place['devices'])}, "
@@ -340,7 +344,7 @@ def parse_args(argv):
     add(
         "--held-out",
         type=int,
-        help="training images to choose with; people, for faces. About a tenth if left out",
+        help="images to choose with (faces: people); about a tenth if left out",
     )
     add("--jobs", type=int, default=1, help="runs side by side")
     add("--output-dir", type=pathlib.Path, help="runs/compare_DATASET if left out")

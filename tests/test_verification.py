@@ -201,6 +201,7 @@ def test_six_thousand_pairs_take_less_than_a_second(rng):
     assert time.process_time() - started < 1.0
 
 
+@pytest.mark.slow
 def test_raw_pixels_of_real_faces_give_the_known_floor():
     path = pathlib.Path(os.environ.get("KERAS_PEDCC_DATA", "")) / "lfw.npz"
     if not path.is_file():

@@ -139,10 +139,6 @@ class Experiment:
             f"{facts['scored_images']} {facts['scored_on']}"
         )
 
-    def tuning_flags(self, number):
-        """Flags of a run by which settings are chosen."""
-        return ["--held-out", number]
-
-    def chosen_by(self, result):
-        """What settings are chosen by, in the result of such a run."""
-        return result["accuracy"]
+    def held_out_flags(self, number, *, choosing):
+        """Flags of the runs by which settings are chosen, and of the others."""
+        return ["--held-out", number] if choosing else []

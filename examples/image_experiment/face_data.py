@@ -56,6 +56,10 @@ def load(args):
             "The development split takes its threshold from held-out people: "
             "--held-out must not be 0."
         )
+    if args.score_held_out:
+        if held_out is None:
+            raise BadInputError("--score-held-out needs --held-out above 0.")
+        test = dataclasses.replace(held_out, folds=fold_evenly(held_out.same))
     side = people.images.shape[1]
     test.images = resized(test.images, side)
     crop = side * 8 // 9 // 8 * 8 if args.crop is None else args.crop
@@ -118,6 +122,16 @@ def _draw_pairs(labels, draw):
         two = np.concatenate([two, drawn])
     pairs = np.concatenate([one, two[: len(one)]])
     return Pairs(None, pairs, np.arange(len(pairs)) < len(one))
+
+
+def fold_evenly(same):
+    """One of ten folds for each pair, as even as can be for either kind."""
+    folds = min(10, same.sum(), (~same).sum())
+    place = np.empty(len(same), int)
+    for kind in (True, False):
+        at = np.flatnonzero(same == kind)
+        place[at] = np.arange(len(at)) % folds
+    return place
 
 
 def centre(images, side):

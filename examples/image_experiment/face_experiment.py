@@ -79,6 +79,12 @@ class FaceExperiment:
             help="so many people are not trained on, and pairs of them are watched "
             "in training and give the threshold for the development split; 0: none",
         )
+        add(
+            "--score-held-out",
+            action="store_true",
+            help="choose settings: score the pairs of held-out people, in ten folds, "
+            "in place of the test pairs",
+        )
         add("--dropout", type=float, default=0.4, help="before FC1, as for ArcFace")
         add(
             "--flip-test",
@@ -113,6 +119,9 @@ class FaceExperiment:
             dropout=args.dropout,
         )
 
+    def scored_on(self, args):
+        return "held-out pairs" if args.score_held_out else "test pairs"
+
     def title(self):
         return "Faces"
 
@@ -122,7 +131,7 @@ class FaceExperiment:
         return (
             f"{len(images.y_train)} images of {images.num_classes} people to train on, "
             f"{0 if watched is None else len(watched.same)} held-out pairs, "
-            f"{len(images.test.same)} test pairs"
+            f"{len(images.test.same)} {self.scored_on(args)} to score"
         )
 
     def data_facts(self, args, images):
@@ -135,8 +144,8 @@ class FaceExperiment:
             "held_out_pairs": 0
             if images.held_out is None
             else len(images.held_out.same),
-            "test_pairs": len(images.test.same),
-            "scored_on": "test pairs",
+            "scored_pairs": len(images.test.same),
+            "scored_on": self.scored_on(args),
         }
 
     def each_epoch(self, args, images):
@@ -150,7 +159,7 @@ class FaceExperiment:
                 shown,
                 watched.pairs,
                 watched.same,
-                folds=fold_evenly(watched.same),
+                folds=face_data.fold_evenly(watched.same),
                 batch_size=args.batch_size,
                 flip=args.flip_test,
             )
@@ -214,7 +223,8 @@ class FaceExperiment:
         if result["diverged"]:
             return "The features are not finite"
         low, high = result["above_raw_pixels"]["interval"]
-        text = f"Accuracy on the test pairs: {100 * result['accuracy']:.2f} %"
+        text = f"Accuracy on {result['data']['scored_on']}: "
+        text += f"{100 * result['accuracy']:.2f} %"
         if "standard_error" in result["test"]:
             text += f" (standard error {100 * result['test']['standard_error']:.2f})"
         return (
@@ -223,13 +233,9 @@ class FaceExperiment:
             f"{100 * low:+.1f} to {100 * high:+.1f} points (95 %)"
         )
 
-    def tuning_flags(self, number):
-        """Flags of a run by which settings are chosen: there are held-out pairs."""
-        return ["--held-out", number]
-
-    def chosen_by(self, result):
-        """What settings are chosen by, in the result of such a run."""
-        return result["held_out"]["accuracy"] if result["held_out"] else 0.0
+    def held_out_flags(self, number, *, choosing):
+        """Flags of the runs by which settings are chosen, and of the others."""
+        return ["--held-out", number, *(["--score-held-out"] if choosing else [])]
 
 
 def verify(images, scores):
@@ -246,11 +252,11 @@ def verify(images, scores):
     test, watched = images.test, images.held_out
     held_out = None
     if watched is not None:
-        folds = fold_evenly(watched.same)
+        folds = face_data.fold_evenly(watched.same)
         held_out = keras_pedcc.verification_report(
             scores["held_out"], watched.same, folds=folds
         )
-    folds = fold_evenly(test.same) if test.folds is None else test.folds
+    folds = face_data.fold_evenly(test.same) if test.folds is None else test.folds
     report = keras_pedcc.verification_report(scores["test"], test.same, folds=folds)
     if test.folds is not None:
         place = np.searchsorted(np.unique(folds), folds)
@@ -266,16 +272,6 @@ def verify(images, scores):
             if key in ("auc", "eer", "pairs", "same") or key.startswith("tar")
         }
     return {"accuracy": accuracy, "test": report, "held_out": held_out, "right": right}
-
-
-def fold_evenly(same):
-    """One of ten folds for each pair, as even as can be for either kind."""
-    folds = min(10, same.sum(), (~same).sum())
-    place = np.empty(len(same), int)
-    for kind in (True, False):
-        at = np.flatnonzero(same == kind)
-        place[at] = np.arange(len(at)) % folds
-    return place
 
 
 def pixel_scores(pairs):

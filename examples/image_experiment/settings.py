@@ -279,8 +279,9 @@ def _check_ranges(args, lowest_of_data):
     for name in ("learning_rate", "width", "scale", "finetune_rate", "center_rate"):
         if not 0 < getattr(args, name) < float("inf"):
             raise _out_of_range(args, name, "above 0")
-    if not args.label_smoothing < 1:
-        raise _out_of_range(args, "label_smoothing", "below 1")
+    for name in ("label_smoothing", "dropout"):
+        if not getattr(args, name, 0) < 1:
+            raise _out_of_range(args, name, "below 1")
 
 
 def _out_of_range(args, name, rule):
