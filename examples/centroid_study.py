@@ -21,14 +21,13 @@ from compare_losses import EXPERIMENTS, Job, command_of, difference, run_all, sp
 from image_experiment.data import BadInputError
 from image_experiment.reporting import environment, write_whole
 
-# LATE stands for the epoch after 7 of 12 parts of the training, as in the paper.
 RECIPES = {
     "cross entropy": ["--loss", "cross_entropy"],
     "AM-Softmax": ["--loss", "am_softmax"],
     "AM-Softmax from PEDCC": ["--loss", "pedcc_am", "--centroids", "trained"],
     "frozen": ["--fixed"],
     "frozen, margin 0.2": ["--fixed", "--margin", "0.2"],
-    "late at 0.001": ["--finetune-epoch", "LATE"],
+    "late at 0.001": [],
     "from the start at 0.01": ["--finetune-epoch", "0", "--finetune-rate", "0.01"],
     "from the start at 0.1": ["--finetune-epoch", "0", "--finetune-rate", "0.1"],
     "with the network": ["--centroids", "trained"],
@@ -72,13 +71,12 @@ def make_job(args, recipe, number, seed):
     images = number * EXPERIMENTS[args.dataset].source.num_classes
     passes = max(1, round(args.steps * args.batch_size / images / EPOCHS))
     epochs = max(1, round(args.steps * args.batch_size / images / passes))
-    late = str(epochs * 7 // 12)
-    own = [late if flag == "LATE" else flag for flag in RECIPES[recipe]]
     name = recipe.replace(" ", "_").replace(",", "")
     folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
     flags = ["--limit", images, "--epochs", epochs, "--passes", passes]
     flags += ["--batch-size", args.batch_size]
-    flags += ["--schedule", "cosine", "--learning-rate", args.learning_rate, *own]
+    flags += ["--schedule", "cosine", "--learning-rate", args.learning_rate]
+    flags += RECIPES[recipe]
     flags += ["--seed", seed, *args.flags, "--output-dir", folder, "--resume"]
     flags += ["--verbose", "0", "--no-figures", "--score", "last"]
     if args.data_dir:

@@ -28,6 +28,7 @@ from keras_pedcc.optimizers import FinetuneOptimizer
 from keras_pedcc.report import centroid_report
 from keras_pedcc.retrieval import retrieval_report
 from keras_pedcc.storage import load_centroids, save_centroids
+from keras_pedcc.streaming import nearest_classes
 from keras_pedcc.verification import pair_scores, roc_curve, verification_report
 from keras_pedcc.warmup import MarginWarmup
 
@@ -61,6 +62,7 @@ __all__ = [
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",
+    "nearest_classes",
     "pair_scores",
     "pedcc_loss",
     "retrieval_report",

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.streaming import StreamedLogits
+
 
 def prepare(y_true, y_pred):
     """Returns float logits, the target, and which samples have a valid one.
@@ -11,13 +13,16 @@ def prepare(y_true, y_pred):
     The target is the class index, shape `(batch,)`, clipped to the valid range; or
     the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
-    logits = ops.convert_to_tensor(logits_of(y_pred))
-    if keras.backend.standardize_dtype(logits.dtype) != "float64":
-        logits = ops.cast(logits, "float32")
+    logits = logits_of(y_pred)
+    if not isinstance(logits, StreamedLogits):
+        logits = ops.convert_to_tensor(logits)
+        if keras.backend.standardize_dtype(logits.dtype) != "float64":
+            logits = ops.cast(logits, "float32")
     labels = ops.convert_to_tensor(narrow_labels(y_true))
     _check_shapes(labels, logits)
     num_classes = logits.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
+        _refuse_soft_labels(logits)
         target = ops.cast(labels, logits.dtype)
         off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
         negative = ops.any(target < 0, axis=1)
@@ -27,6 +32,15 @@ def prepare(y_true, y_pred):
     index = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
     # Whatever the cast did to a label that is not a class, it does not undo.
     return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
+
+
+def _refuse_soft_labels(logits):
+    if isinstance(logits, StreamedLogits):
+        raise ValueError(
+            "A head that streams needs class indices as labels, shape (batch,). "
+            f"Received: y_true.shape={logits.shape}, one-hot or soft labels. Pass "
+            "`y_true.argmax(axis=1)`, or make the head with streaming=False."
+        )
 
 
 def narrow_labels(y_true):

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_pedcc.centroids import METHODS, generate_pedcc
 from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM, StreamedLogits
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
 
@@ -60,6 +61,14 @@ class CosineDense(keras.layers.Layer):
             the layer has seen, which it counts in one more weight, `iterations`.
         kernel_initializer: Initializer of the centroids; only their direction
             matters.
+        streaming: bool. Whether to return the features alone and leave the logits to
+            the loss, which takes them by blocks of classes and never holds all of
+            them; the loss, with a margin and class indices as labels, must be in a
+            `PEDCCModel`. `None`: from 100,000 classes on, where the features are
+            returned without their norm.
+        block_size: int, at least 1. Classes per block, when streaming.
+        centroids_dtype: Dtype of the weight, such as `"bfloat16"` to halve its
+            memory; `None` for that of the policy's variables.
         **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
 
     Call arguments:
@@ -69,12 +78,14 @@ class CosineDense(keras.layers.Layer):
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
         [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`.
+        and `"iterations"`, int32, both of shape `(batch,)`. Streaming, a dict of
+        `"features"` alone.
 
     Raises:
         TypeError: `num_classes` is not a whole number.
-        ValueError: `num_classes` or the last dimension of the input is below 2, or
-            a norm is asked for without features.
+        ValueError: `num_classes` or the last dimension of the input is below 2;
+            a norm is asked for without features, or streaming with a norm or without
+            features; `block_size` is below 1.
 
     Example:
 
@@ -93,6 +104,9 @@ class CosineDense(keras.layers.Layer):
         return_features=True,
         return_norm=False,
         kernel_initializer="random_normal",
+        streaming=None,
+        block_size=BLOCK_SIZE,
+        centroids_dtype=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -106,6 +120,10 @@ class CosineDense(keras.layers.Layer):
             )
         self.return_features = return_features
         self.return_norm = return_norm
+        check_whole(1, block_size=block_size)
+        self.streaming = _check_streaming(streaming, return_features, return_norm)
+        self.block_size = int(block_size)
+        self.centroids_dtype = centroids_dtype
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.margin_share = MarginShare()
@@ -113,10 +131,31 @@ class CosineDense(keras.layers.Layer):
     def build(self, input_shape):
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
 
+    @property
+    def streams(self):
+        """Whether the logits are left to the loss."""
+        if self.streaming is not None:
+            return self.streaming
+        many = self.num_classes >= STREAMING_FROM
+        return many and self.return_features and not self.return_norm
+
+    def stream(self, features, training):
+        """The logits that this head leaves to the loss, as `StreamedLogits`."""
+        return StreamedLogits(
+            features,
+            ops.convert_to_tensor(self.centroids),
+            trained=self.trainable,
+            block_size=self.block_size,
+            training=training,
+        )
+
     def call(self, inputs, training=None):
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
-        logits = cosines(features, ops.convert_to_tensor(self.centroids))
+        if self.streams:
+            return {"features": features}
+        centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
+        logits = cosines(features, centroids)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -130,6 +169,9 @@ class CosineDense(keras.layers.Layer):
         config["num_classes"] = self.num_classes
         config["return_features"] = self.return_features
         config["return_norm"] = self.return_norm
+        config["streaming"] = self.streaming
+        config["block_size"] = self.block_size
+        config["centroids_dtype"] = self.centroids_dtype
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
         )
@@ -137,7 +179,11 @@ class CosineDense(keras.layers.Layer):
 
     def _add_weights(self, dim, initializer):
         self.centroids = self.add_weight(
-            shape=(self.num_classes, dim), initializer=initializer, name="centroids"
+            shape=(self.num_classes, dim),
+            initializer=initializer,
+            dtype=self.centroids_dtype,
+            autocast=self.centroids_dtype is None,
+            name="centroids",
         )
         if self.return_norm:
             self.iterations = self.add_weight(
@@ -188,6 +234,14 @@ class PEDCCDense(CosineDense):
         return_norm: bool. Whether to return, beside the features, what A-Softmax
             needs: their length before the division, and the training steps that
             the layer has seen, which it counts in one more weight, `iterations`.
+        streaming: bool. Whether to return the features alone and leave the logits to
+            the loss, which takes them by blocks of classes and never holds all of
+            them; the loss, with a margin and class indices as labels, must be in a
+            `PEDCCModel`. `None`: from 100,000 classes on, where the features are
+            returned without their norm.
+        block_size: int, at least 1. Classes per block, when streaming.
+        centroids_dtype: Dtype of the weight, such as `"bfloat16"` to halve its
+            memory; `None` for that of the policy's variables.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
             `keras.layers.Layer`.
 
@@ -198,13 +252,15 @@ class PEDCCDense(CosineDense):
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
         [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`.
+        and `"iterations"`, int32, both of shape `(batch,)`. Streaming, a dict of
+        `"features"` alone.
 
     Raises:
         TypeError: `num_classes` or `seed` is not a whole number.
         ValueError: A size is below 2, `method` is unknown, `centroids` has
-            another shape, a NaN, or a row of zeros, or a norm is asked for without
-            features.
+            another shape, a NaN, or a row of zeros; a norm is asked for without
+            features, or streaming with a norm or without features; `block_size` is
+            below 1.
 
     Example:
 
@@ -225,6 +281,9 @@ class PEDCCDense(CosineDense):
         centroids=None,
         return_features=True,
         return_norm=False,
+        streaming=None,
+        block_size=BLOCK_SIZE,
+        centroids_dtype=None,
         **kwargs,
     ):
         kwargs.setdefault("trainable", False)
@@ -233,6 +292,9 @@ class PEDCCDense(CosineDense):
             num_classes,
             return_features=return_features,
             return_norm=return_norm,
+            streaming=streaming,
+            block_size=block_size,
+            centroids_dtype=centroids_dtype,
             **kwargs,
         )
         check_whole(0, seed=seed)
@@ -317,6 +379,16 @@ def _let_tapes_watch(variable):
         value = variable.value
         for replica in getattr(value, "values", [value]):
             replica._trainable = True
+
+
+def _check_streaming(streaming, return_features, return_norm):
+    if streaming and (return_norm or not return_features):
+        raise ValueError(
+            "`streaming` returns the features alone. Received: streaming=True, "
+            f"return_features={return_features}, return_norm={return_norm}. Leave the "
+            "latter two out."
+        )
+    return streaming if streaming is None else bool(streaming)
 
 
 def use_full_precision(layer):

@@ -8,6 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.labels import check_labels
+from keras_pedcc.layers import CosineDense
+from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
 from keras_pedcc.replicas import number_of_replicas
 
 
@@ -26,13 +28,17 @@ class PEDCCModel(keras.Model):
     - `metrics=["accuracy"]` sees the logits; `metrics={"logits": [...],
       "features": [...]}` routes each output. Either way a metric is logged under
       its own name (`accuracy`), unless both outputs have one of that name.
+    - With a head that streams, which returns the features alone, the loss is one with a
+      margin and takes the logits by blocks of classes; `metrics` may hold
+      `"accuracy"`, and metrics of the features under their name.
     - `fit` and `evaluate` check NumPy labels, those for validation too, before
       anything runs (not in a subclass with a `call` of its own).
 
     Args:
         inputs: As in `keras.Model(inputs, outputs)`.
         outputs: Dict with `"features"` and `"logits"`, as `PEDCCDense` returns, and
-            what else the head has for its loss.
+            what else the head has for its loss; or with `"features"` alone, of a
+            head that streams.
 
     Raises:
         ValueError: `outputs` is not such a dict; in `compile`, the loss takes
@@ -55,6 +61,8 @@ class PEDCCModel(keras.Model):
         outputs = kwargs.get("outputs", args[1] if len(args) > 1 else None)
         # A subclass with a `call` of its own has no outputs yet.
         self._num_classes = None if outputs is None else _check_outputs(outputs)
+        self._streams = outputs is not None and "logits" not in outputs
+        self._hits = None
 
     def compile(
         self,
@@ -77,6 +85,12 @@ class PEDCCModel(keras.Model):
                 "`loss` must be one loss over the whole dict of outputs. Received: "
                 f"loss={loss}. Pass loss=keras_pedcc.PEDCCLoss()."
             )
+        head = self._streaming_head()
+        if head is not None:
+            _check_streamed_loss(loss)
+            accuracy, metrics = _without_accuracy(metrics)
+            _without_accuracy(weighted_metrics, allowed=False)
+            self._hits = keras.metrics.Mean("accuracy") if accuracy else None
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -94,6 +108,11 @@ class PEDCCModel(keras.Model):
             config.pop("loss_weights", None)
             if self._plain_metrics and config["metrics"]:
                 config["metrics"] = config["metrics"]["logits"]
+            if self._hits is not None:
+                config["metrics"] = {
+                    **(config["metrics"] or {}),
+                    "logits": ["accuracy"],
+                }
             if self._plain_weighted_metrics and config["weighted_metrics"]:
                 config["weighted_metrics"] = config["weighted_metrics"]["logits"]
         return config
@@ -116,12 +135,25 @@ class PEDCCModel(keras.Model):
                 "There must be one array of labels, for all outputs together. "
                 f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
             )
-        loss = self._loss_of_outputs(y, y_pred, sample_weight)
+        head = self._streaming_head()
+        if head is None:
+            loss = self._loss_of_outputs(y, y_pred, sample_weight)
+        else:
+            logits = head.stream(y_pred["features"], training)
+            loss = _StreamedLoss(self.loss, logits)(
+                y, y_pred["features"], sample_weight
+            )
+            # With the outputs it reaches `compute_metrics` on every backend.
+            y_pred["hits"] = ops.stop_gradient(logits.hits)
         extra = sum(ops.sum(each) for each in self.losses)
         # Each replica has the whole of them, and Keras adds the replicas up.
         return loss + extra / number_of_replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y_pred = dict(y_pred)
+        hits = y_pred.pop("hits", None)
+        if self._hits is not None and hits is not None:
+            self._hits.update_state(hits)
         labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
@@ -147,6 +179,10 @@ class PEDCCModel(keras.Model):
         self._check_labels(y, "labels")
         return super().evaluate(x, y, *args, **kwargs)
 
+    def _streaming_head(self):
+        """The head that leaves the logits to the loss, or `None`."""
+        return _head_of(self.output) if self._streams else None
+
     def _check_labels(self, y, what):
         if isinstance(y, (list, tuple)):
             y = np.asarray(y)
@@ -155,14 +191,75 @@ class PEDCCModel(keras.Model):
 
 
 def _check_outputs(outputs):
+    """Raises unless these are the outputs of a head; returns the number of classes."""
+    if isinstance(outputs, dict) and set(outputs) == {"features"}:
+        head = _head_of(outputs)
+        if isinstance(head, CosineDense) and head.streams:
+            return head.num_classes
     if not (isinstance(outputs, dict) and {"features", "logits"} <= set(outputs)):
         keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
         raise ValueError(
-            '`outputs` must be a dict with the keys "features" and "logits". '
-            f"Received: {keys}. Pass what `PEDCCDense` returns, or use "
-            "`PEDCCDense(return_features=False)` with `keras.Model`."
+            '`outputs` must be a dict with the keys "features" and "logits", or what a '
+            f"head that streams returns. Received: {keys}. Pass what `PEDCCDense` "
+            "returns, or use `PEDCCDense(return_features=False)` with `keras.Model`."
         )
     return outputs["logits"].shape[-1]
+
+
+def _head_of(outputs):
+    """The layer that the features come from."""
+    return outputs["features"]._keras_history.operation
+
+
+class _StreamedLoss(keras.losses.Loss):
+    """A loss with a margin on logits that are not held, reduced as that loss is."""
+
+    def __init__(self, loss, logits):
+        super().__init__(loss.name, loss.reduction, loss.dtype)
+        self.loss, self.logits = loss, logits
+        # Under the root of eq. 10 the loss itself weights the samples.
+        self.weights_itself = getattr(loss, "mse_root", 1) > 1
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if not self.weights_itself or sample_weight is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        return super().__call__(y_true, (y_pred, sample_weight))
+
+    def call(self, y_true, y_pred):
+        if isinstance(y_pred, tuple):
+            return self.loss.call(y_true, (self.logits, y_pred[1]))
+        return self.loss.call(y_true, self.logits)
+
+
+def _check_streamed_loss(loss):
+    if loss is not None and not isinstance(
+        loss, PEDCCLoss | AMSoftmaxLoss | ArcFaceLoss
+    ):
+        raise ValueError(
+            "The loss of a head that streams must be PEDCCLoss, AMSoftmaxLoss or "
+            f"ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the head "
+            "with streaming=False."
+        )
+
+
+def _without_accuracy(metrics, allowed=True):
+    """Whether accuracy is asked for, and the metrics that see the features."""
+    metrics = _for_logits(metrics) or {}
+    of_logits = metrics.get("logits") or []
+    of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
+    if any(metric not in ("accuracy", "acc") for metric in of_logits):
+        raise ValueError(
+            'With a head that streams the only metric of the logits is "accuracy". '
+            f"Received: {of_logits}. Leave the others out, or make the head with "
+            "streaming=False."
+        )
+    if of_logits and not allowed:
+        raise ValueError(
+            "With a head that streams no weighted metric sees the logits. Received: "
+            f"weighted_metrics={of_logits}. Pass `metrics`."
+        )
+    rest = {name: value for name, value in metrics.items() if name != "logits"}
+    return bool(of_logits), rest or None
 
 
 def _for_logits(metrics):

@@ -326,6 +326,8 @@ def test_recipe_s_defaults_are_the_paper_s():
     assert (args.weight_decay, args.dim, args.width) == (5e-4, 512, 1)
     assert (args.scale, args.margin, args.mse_weight, args.mse_root) == (15, 0.5, 10, 1)
     assert (args.finetune_epoch, args.finetune_rate) == (70, 1e-3)
+    shorter = settings.parse(CIFAR100, ["--epochs", "12"])
+    assert shorter.finetune_epoch == 7
     assert (args.pad, args.flip) == (4, True)
     args = settings.parse(EMNIST, [])
     assert (args.pad, args.flip, args.label_smoothing, args.mixup) == (0, False, 0, 0)

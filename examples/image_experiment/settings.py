@@ -25,6 +25,8 @@ NOT_OF_THE_RUN = (
 def parse(experiment, argv, description=""):
     """Settings from the command line; wrong ones raise `BadInputError`."""
     args = _make_parser(experiment, description).parse_args(argv)
+    if args.finetune_epoch is None:
+        args.finetune_epoch = args.epochs * 7 // 12
     _check(experiment, args)
     return args
 
@@ -59,7 +61,8 @@ def flags_of(experiment, chosen):
         List of strings; `parse` makes the same settings of them.
     """
     parser, flags = _make_parser(experiment), []
-    defaults = of_the_run(parser.parse_args([]))
+    defaults = of_the_run(parse(experiment, ["--epochs", str(chosen["epochs"])]))
+    defaults["epochs"] = parser.get_default("epochs")
     actions = {action.dest: action for action in parser._actions}
     for name, value in chosen.items():
         if value == defaults[name]:
@@ -171,8 +174,8 @@ def _add_loss(parser, experiment):
     add(
         "--finetune-epoch",
         type=int,
-        default=70,
-        help="the centroids are trained too, from the start of this epoch",
+        help="the centroids are trained too, from the start of this epoch; if left "
+        "out after 7 of 12 parts of the epochs, as the paper's 70 of 120",
     )
     add("--finetune-rate", type=float, default=1e-3, help="their learning rate")
     add(

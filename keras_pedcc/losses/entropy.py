@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.losses.arguments import margin_of
+from keras_pedcc.streaming import StreamedLogits
 
 
 def margin_entropy(logits, target, valid, lower, scale=1.0):
@@ -25,7 +26,9 @@ def margin_entropy(logits, target, valid, lower, scale=1.0):
     Returns:
         Tensor of shape `(batch,)`, NaN where not valid.
     """
-    if len(target.shape) == 2:
+    if isinstance(logits, StreamedLogits):
+        loss, _ = logits.entropy(target, lower, scale)
+    elif len(target.shape) == 2:
         lowered = logits + target * (lower(logits) - logits)
         loss = soft_entropy(scale * lowered, target)
     else:
@@ -57,6 +60,9 @@ def soft_entropy(scores, target):
 def additive_entropy(logits, target, valid, scale, margin, mse_weight=0.0):
     """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`."""
     margin = margin_of(margin, logits, target)
+    if isinstance(logits, StreamedLogits):
+        loss, own = logits.entropy(target, lambda cos: cos - margin, scale)
+        return ops.where(valid, loss + mse_weight * (1 - own), np.nan)
     if len(target.shape) == 1:
         return _hard_additive_entropy(logits, target, valid, scale, margin, mse_weight)
     loss = margin_entropy(logits, target, valid, lambda cos: cos - margin, scale)
@@ -65,7 +71,9 @@ def additive_entropy(logits, target, valid, scale, margin, mse_weight=0.0):
 
 def distance(logits, target, valid):
     """Eq. 9, shape `(batch,)`."""
-    if len(target.shape) == 2:
+    if isinstance(logits, StreamedLogits):
+        own = 1 - logits.own(target)
+    elif len(target.shape) == 2:
         own = ops.sum(target * (1 - logits), axis=1)
     else:
         cosines = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)

@@ -1,0 +1,233 @@
+"""Cosines to very many classes, taken by blocks of classes and never held whole."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.checks import check_whole
+from keras_pedcc.vectors import unit_vectors
+
+BLOCK_SIZE = 4096
+# From so many classes on a head streams by itself.
+STREAMING_FROM = 100_000
+
+
+class StreamedLogits:
+    """What a loss needs of `cos(theta_ij)`, without the array of all of them.
+
+    Stands in for logits of shape `(batch, num_classes)` in the losses with a margin.
+    Memory is that of the features and of one block, `batch * block_size` cosines.
+
+    Args:
+        features: Unit vectors, shape `(batch, dim)`.
+        centroids: Shape `(num_classes, dim)`, of any length and float dtype.
+        trained: Whether the loss has a gradient with respect to the centroids.
+        block_size: int, at least 1.
+        training: Whether a gradient is wanted at all.
+    """
+
+    def __init__(self, features, centroids, *, trained, block_size, training=True):
+        self.features = features
+        self.centroids = centroids if trained else ops.stop_gradient(centroids)
+        self.trained = trained
+        self.block_size = min(block_size, centroids.shape[0])
+        self.training = training
+        self.shape = (features.shape[0], centroids.shape[0])
+        self.dtype = features.dtype
+        self.hits = None  # whether the own class is the nearest, once a loss is taken
+
+    def own(self, index):
+        """Cosine to the class of each sample, shape `(batch,)`."""
+        rows = ops.cast(ops.take(self.centroids, index, axis=0), self.dtype)
+        return ops.sum(self.features * unit_vectors(rows), axis=1)
+
+    def entropy(self, index, lower, scale):
+        """`log(1 + sum_{j != y} exp(s cos_j - s lower(cos_y)))`, and `cos_y`."""
+        own = self.own(index)
+        others = _others(self, index, scale)
+        self.hits = ops.cast(ops.stop_gradient(own) >= others[1], self.dtype)
+        lowered = lower(own[:, None])[:, 0]
+        return ops.softplus(others[0] - scale * lowered), own
+
+
+def _others(logits, index, scale):
+    """Log-sum-exp of `scale * cos` over the other classes, and their largest cosine.
+
+    One pass over the centroids: beside the running sum of the exponentials runs that
+    of the centroids they weigh, which is the gradient with respect to the features.
+    Centroids that are trained take a second pass, for theirs.
+
+    Returns:
+        Tensor of shape `(2, batch)`; the second row has no gradient.
+    """
+    centroids, trained = logits.centroids, logits.trained
+
+    def value(features, centroids):
+        top, total, pull = _pass(logits, features, centroids, index, scale)
+        outputs = ops.stack([(scale * top + ops.log(total))[:, 0], top[:, 0]])
+
+        def gradient(*args, upstream=None):
+            upstream = (args[0] if upstream is None else upstream)[0][:, None]
+            rate = upstream * (scale / total)
+            slope = rate * pull
+            if not trained:
+                return slope
+            # The arguments again: what a closure holds, JAX would not differentiate.
+            rows = _centroid_slopes(
+                logits, features, centroids, index, scale, top, rate
+            )
+            return slope, rows
+
+        return outputs, gradient
+
+    if trained:
+        return ops.custom_gradient(value)(logits.features, centroids)
+    return ops.custom_gradient(lambda x: value(x, centroids))(logits.features)
+
+
+def _pass(logits, features, centroids, index, scale):
+    """Largest cosine of others, sum of `exp(s (cos - it))`, and of those times c."""
+    shortest = ops.zeros_like(features[:, :1])
+    state = (shortest - 2, shortest, ops.zeros_like(features))
+
+    def add(start, size, state):
+        top, total, pull = state
+        units, cosines = _block(features, centroids, index, start, size)
+        higher = ops.maximum(top, ops.max(cosines, axis=1, keepdims=True))
+        powers = ops.exp(scale * (cosines - higher))
+        fading = ops.exp(scale * (top - higher))
+        total = fading * total + ops.sum(powers, axis=1, keepdims=True)
+        if logits.training:
+            pull = fading * pull + ops.matmul(powers, units)
+        return higher, total, pull
+
+    return _over_blocks(add, state, centroids.shape[0], logits.block_size)
+
+
+def _centroid_slopes(logits, features, centroids, index, scale, top, rate):
+    """Gradient with respect to the centroids, shape `(num_classes, dim)`."""
+
+    def slopes(start, size):
+        units, cosines = _block(features, centroids, index, start, size)
+        powers = rate * ops.exp(scale * (cosines - top))
+        along = ops.matmul(ops.transpose(powers), features)
+        along = along - units * ops.sum(units * along, axis=1, keepdims=True)
+        return along * _inverse_lengths(_rows(centroids, start, size, features.dtype))
+
+    size = logits.block_size
+    whole, rest = divmod(centroids.shape[0], size)
+    starts = size * ops.arange(whole, dtype="int32")
+    parts = ops.map(lambda start: slopes(start, size), starts)
+    parts = ops.reshape(parts, (whole * size, centroids.shape[1]))
+    if rest:
+        parts = ops.concatenate([parts, slopes(whole * size, rest)])
+    return ops.cast(parts, centroids.dtype)
+
+
+def _block(features, centroids, index, start, size):
+    """Unit centroids of a block; cosines to them, minus infinity to the own class."""
+    rows = _rows(centroids, start, size, features.dtype)
+    units = rows * _inverse_lengths(rows)
+    cosines = ops.matmul(features, ops.transpose(units))
+    inside = index - start
+    at = ops.clip(inside, 0, size - 1)
+    there = ops.take_along_axis(cosines, at[:, None], axis=1)[:, 0]
+    there = ops.where(ops.equal(at, inside), -np.inf, there)
+    where = ops.stack([ops.arange(ops.shape(at)[0], dtype=at.dtype), at], axis=1)
+    return units, ops.scatter_update(cosines, where, there)
+
+
+def _rows(centroids, start, size, dtype):
+    rows = ops.slice(centroids, (start, 0), (size, centroids.shape[1]))
+    return ops.cast(rows, dtype)
+
+
+def _inverse_lengths(rows):
+    """`1 / |v|` of each row as a column, `|v|` at least 1e-6 as in `unit_vectors`."""
+    squared = ops.sum(ops.square(rows), axis=1, keepdims=True)
+    return ops.rsqrt(ops.maximum(squared, 1e-12))
+
+
+def _over_blocks(step, state, number, size):
+    """`step(start, size, state)` for each block of `number` rows, the last shorter."""
+    whole, rest = divmod(number, size)
+    if whole == 1:
+        state = step(0, size, state)
+    else:
+        state = ops.fori_loop(
+            0, whole, lambda i, state: step(i * size, size, state), state
+        )
+    return step(whole * size, rest, state) if rest else state
+
+
+def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
+    """The `k` classes of largest cosine for each feature, by blocks of classes.
+
+    Memory beside the arguments is `batch * (block_size + k)` cosines and indices.
+
+    Args:
+        features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
+        centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
+            dtype; need not be unit vectors.
+        k: int, from 1 to `num_classes`.
+        block_size: int, at least 1. Classes per block.
+
+    Returns:
+        `(cosines, classes)`, tensors of shape `(batch, k)`, float32 and int32, the
+        largest cosine first.
+
+    Raises:
+        TypeError: `k` or `block_size` is not a whole number.
+        ValueError: A shape or number does not fit.
+
+    Example:
+
+    >>> centroids = keras_pedcc.generate_pedcc(1000, 64)
+    >>> cosines, classes = keras_pedcc.nearest_classes(centroids[7:9], centroids, 2)
+    >>> keras.ops.convert_to_numpy(classes[:, 0]).tolist()
+    [7, 8]
+    """
+    check_whole(1, k=k, block_size=block_size)
+    features, centroids = map(ops.convert_to_tensor, (features, centroids))
+    _check_search(features, centroids, k)
+    if keras.backend.standardize_dtype(features.dtype) != "float64":
+        features = ops.cast(features, "float32")
+    features = unit_vectors(features)
+    number = centroids.shape[0]
+    # First the largest possible block that cannot leave fewer than k behind.
+    size = min(max(block_size, k), number)
+    best = _best_of_block(features, centroids, 0, size, k)
+    for start in range(size, number, size):
+        block = _best_of_block(features, centroids, start, min(size, number - start), k)
+        best = _merged(best, block, k)
+    return best
+
+
+def _best_of_block(features, centroids, start, size, k):
+    rows = _rows(centroids, start, size, features.dtype)
+    cosines = ops.matmul(features, ops.transpose(rows * _inverse_lengths(rows)))
+    cosines, at = ops.top_k(cosines, min(k, size))
+    return cosines, ops.cast(at, "int32") + start
+
+
+def _merged(best, block, k):
+    cosines = ops.concatenate([best[0], block[0]], axis=1)
+    classes = ops.concatenate([best[1], block[1]], axis=1)
+    cosines, at = ops.top_k(cosines, k)
+    return cosines, ops.take_along_axis(classes, ops.cast(at, "int32"), axis=1)
+
+
+def _check_search(features, centroids, k):
+    fits = len(features.shape) == 2 and len(centroids.shape) == 2
+    if not fits or features.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            "`features` and `centroids` must be rows of one length. Received: "
+            f"features.shape={tuple(features.shape)}, centroids.shape="
+            f"{tuple(centroids.shape)}. Pass arrays of shape (batch, dim) and "
+            "(num_classes, dim)."
+        )
+    if k > centroids.shape[0]:
+        raise ValueError(
+            "`k` must be at most the number of classes. Received: "
+            f"k={k}, centroids.shape={tuple(centroids.shape)}. Ask for fewer."
+        )
