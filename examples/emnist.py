@@ -21,6 +21,7 @@ EMNIST = Experiment(
         tfds_name="emnist/balanced",
         shape=(28, 28, 1),
         num_classes=47,
+        unofficial=("emnist47.npz",),
         tfds_transposed=True,
     ),
     stem=64,

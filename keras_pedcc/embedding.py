@@ -79,7 +79,7 @@ def embed(embedder, images, *, batch_size=32, flip=False):
     >>> keras_pedcc.embed(keras_pedcc.embedder(model), x).shape
     (20, 64)
     """
-    features = embedder.predict(images, batch_size=batch_size, verbose=0)
+    features = _predict(embedder, images, batch_size)
     if not isinstance(features, np.ndarray):
         raise ValueError(
             "`embedder` must give one array of features. Received: a model that gives "
@@ -88,7 +88,7 @@ def embed(embedder, images, *, batch_size=32, flip=False):
     if not flip:
         return features
     mirrored = _mirrored(_check_images(images))
-    features = features + embedder.predict(mirrored, batch_size=batch_size, verbose=0)
+    features = features + _predict(embedder, mirrored, batch_size)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(lengths > 0, lengths, np.nan)
 
@@ -187,6 +187,19 @@ def _features_of(model):
             "with a head that returns its features."
         )
     return outputs["features"]
+
+
+def _predict(embedder, images, batch_size):
+    """`embedder.predict`, also where JAX's `DataParallel` cuts every batch in parts."""
+    parts = keras.distribution.distribution()
+    parts = parts.device_mesh.devices.size if parts else 1
+    more = -len(images) % parts
+    if more:
+        images = np.asarray(images)
+        images = np.concatenate([images, images[:1].repeat(more, axis=0)])
+    features = embedder.predict(images, batch_size=batch_size, verbose=0)
+    number = len(images) - more
+    return keras.tree.map_structure(lambda rows: rows[:number], features)
 
 
 def _check_images(images):

@@ -5,6 +5,7 @@ import dataclasses
 import zipfile
 import zlib
 
+import keras
 import numpy as np
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -25,6 +26,7 @@ class Source:
         shape: Shape of an image, `(height, width, channels)`.
         num_classes: Number of classes.
         tfds_transposed: Whether tensorflow-datasets stores the images transposed.
+        unofficial: Names of files that hold other images than the official ones.
         loader: Function that gives the `Images`, where there is neither.
     """
 
@@ -34,6 +36,7 @@ class Source:
     shape: tuple
     num_classes: int
     tfds_transposed: bool = False
+    unofficial: tuple = ()
     loader: collections.abc.Callable | None = None
 
 
@@ -111,23 +114,42 @@ def _from_npz(source, data_dir):
         names = " or ".join(source.files)
         raise BadInputError(f"no {names} in {data_dir}. {_both_ways(source)}")
     arrays = read_arrays(found[0], ARRAYS, ("class_names",))
-    names = tuple(map(str, arrays.pop("class_names", ())))
+    names = tuple(map(str, np.atleast_1d(arrays.pop("class_names", ()))))
     return Images(**arrays, origin=found[0].name, class_names=names)
 
 
 def read_arrays(path, names, optional=()):
     """Arrays of an `.npz` file by their names, those that may be missing if there."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with path.open("rb") as stream, _load(stream) as file:
             missing = [name for name in names if name not in file.files]
             if missing:
                 raise BadInputError(f"{path} has no array {missing[0]!r}.")
             there = [name for name in optional if name in file.files]
             return {name: file[name] for name in (*names, *there)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise BadInputError(
             f"{path} cannot be read: it is truncated or no .npz file ({error})."
         ) from error
+
+
+def _load(stream):
+    file = np.load(stream, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds one array without a name")
+    return file
+
+
+# Whatever a damaged file can make NumPy and zipfile raise.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _from_tfds(source):
@@ -138,6 +160,7 @@ def _from_tfds(source):
         raise BadInputError(
             f"tensorflow-datasets cannot be imported ({error}). {_both_ways(source)}"
         ) from error
+    _leave_gpus_to_keras()
     try:
         builder = tfds.builder(source.tfds_name)
         builder.download_and_prepare()
@@ -155,6 +178,14 @@ def _from_tfds(source):
         x_train, x_test = (x.transpose(0, 2, 1, 3) for x in (x_train, x_test))
     origin = f"tensorflow-datasets {builder.info.full_name}"
     return Images(x_train, y_train, x_test, y_test, origin)
+
+
+def _leave_gpus_to_keras():
+    """Keeps TensorFlow, which only reads here, from taking their memory."""
+    if keras.backend.backend() != "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
 
 
 def _both_ways(source):

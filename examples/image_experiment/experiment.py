@@ -8,6 +8,7 @@ import numpy as np
 import keras_pedcc
 from image_experiment import data, figures
 from image_experiment.batches import soft_labels
+from image_experiment.devices import parts_of_batch, predict_all
 from image_experiment.losses import has_soft_labels
 from image_experiment.networks import pixel_statistics, scaled, vgg
 from image_experiment.reporting import unit_rows
@@ -87,8 +88,9 @@ class Experiment:
             feature_norm=args.feature_norm,
         )
 
-    def title(self):
-        return self.source.title
+    def title(self, images):
+        other = images.origin in self.source.unofficial
+        return self.source.title + (" classes, not the official images," * other)
 
     def scored_on(self, args):
         return "held-out training images" if args.held_out else "test images"
@@ -112,10 +114,12 @@ class Experiment:
         labels = images.y_test
         if has_soft_labels(args):  # the metrics expect the same form as in training
             labels = soft_labels(labels, images.num_classes)
-        return (images.x_test, labels), []
+        # What `DataParallel` could not cut is left out here, not of the result.
+        number = len(labels) - len(labels) % parts_of_batch()
+        return (images.x_test[:number], labels[:number]), []
 
     def predict(self, args, images, model):
-        return model.predict(images.x_test, args.batch_size, verbose=0)
+        return predict_all(model, images.x_test, args.batch_size)
 
     def score(self, args, images, predicted):
         """The numbers of `result.json` that say how good the model is."""

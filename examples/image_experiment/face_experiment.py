@@ -122,7 +122,7 @@ class FaceExperiment:
     def scored_on(self, args):
         return "held-out pairs" if args.score_held_out else "test pairs"
 
-    def title(self):
+    def title(self, images):
         return "Faces"
 
     def sizes(self, args, images):

@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 import keras_pedcc
+from image_experiment.losses import may_fine_tune
 from image_experiment.reporting import read_history, unit_rows
 
 matplotlib.use("Agg")
@@ -36,7 +37,7 @@ def class_directions(model):
 
 
 def draw_curves(args, scored_on, path, scored="val_accuracy"):
-    """Accuracy and loss by epoch, with the unfreezing marked.
+    """Accuracy, loss and its parts by epoch, with the unfreezing marked.
 
     Args:
         args: Settings.
@@ -45,27 +46,44 @@ def draw_curves(args, scored_on, path, scored="val_accuracy"):
         scored: The column of `history.csv` with the accuracy on that.
     """
     rows = read_history(args.output_dir / "history.csv")
-    epochs = [row["epoch"] + 1 for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name, factor in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
-        other = scored if name == "accuracy" else "val_loss"
-        columns = {name: (TRAINING, "training images"), other: (OWN, scored_on)}
-        for column, (color, label) in columns.items():
-            if column in rows[0]:
-                values = [factor * row[column] for row in rows]
-                axis.plot(epochs, values, ".-", color=color, label=label)
-        if args.loss == "pedcc" and not args.fixed and args.finetune_epoch < len(rows):
-            line = {"color": "0.3", "ls": "--", "label": "centroids unfrozen"}
-            axis.axvline(args.finetune_epoch + 0.5, **line)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(xlabel="epoch", ylabel="accuracy (%)" if factor == 100 else name)
-    axes[0].legend()
+    panels = {
+        "accuracy (%)": {"training images": "accuracy", scored_on: scored},
+        "loss": {"training images": "loss", scored_on: "val_loss"},
+    }
+    if args.loss == "pedcc":
+        panels["part of the loss, training images"] = {
+            "eq. 8": "am_softmax",
+            "eq. 9": "centroid_distance",
+        }
+    width = 4.5 * len(panels)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(width, 4), layout="constrained"
+    )
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        _draw_panel(axis, args, rows, title, curves)
     save(figure, path)
+
+
+def _draw_panel(axis, args, rows, title, curves):
+    """Columns of the history by epoch, `curves` naming them by their labels."""
+    factor = 100 if "%" in title else 1
+    for (label, column), color in zip(curves.items(), (TRAINING, OWN), strict=True):
+        if column in rows[0]:
+            epochs = [row["epoch"] + 1 for row in rows]
+            values = [factor * row[column] for row in rows]
+            axis.plot(epochs, values, ".-", color=color, label=label)
+    unfrozen = may_fine_tune(args) and not args.fixed
+    if unfrozen and args.finetune_epoch < len(rows):
+        line = {"color": "0.3", "ls": "--", "label": "centroids unfrozen"}
+        axis.axvline(args.finetune_epoch + 0.5, **line)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epoch", ylabel=title)
+    axis.legend()
 
 
 def draw_confusion(images, guessed, path):
     """Share of each class (row) that is taken for each class (column)."""
-    num_classes = 1 + max(images.y_test.max(), guessed.max())
+    num_classes = images.num_classes
     table = np.zeros((num_classes, num_classes))
     np.add.at(table, (images.y_test, guessed), 1)
     table /= np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -93,7 +111,7 @@ def draw_cosines(cosines, labels, path):
     axis.hist(nearest, bins, color=OTHER, label="nearest other class", **shares)
     low = min(own.min(), nearest.min(), 0)
     axis.set(xlabel="cosine", ylabel="share of images (%)", xlim=(low, 1))
-    axis.legend(loc="upper center")
+    figure.legend(loc="outside upper center", ncols=2)
     save(figure, path)
 
 

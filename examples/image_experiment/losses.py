@@ -121,6 +121,11 @@ ON_COSINES = (*WITH_PEDCC, "am_softmax", "arcface")
 ON_PLAIN_LOGITS = ("cross_entropy", "hinge")
 
 
+def may_fine_tune(args):
+    """Whether the centroids are frozen at first, and --fixed decides how long."""
+    return args.loss in WITH_PEDCC and args.centroids == "pedcc"
+
+
 def make_optimizer(args):
     """SGD with momentum; center loss moves its centres at their own rate."""
     sgd = keras.optimizers.SGD(args.learning_rate, momentum=0.9)

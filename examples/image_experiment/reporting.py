@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
@@ -13,7 +14,10 @@ import keras
 import numpy as np
 
 import keras_pedcc
-from image_experiment import settings
+from image_experiment.data import BadInputError
+from image_experiment.settings import flags_of, of_the_run
+
+SPEEDS = ("train_seconds", "images_per_second")
 
 
 class History(keras.callbacks.Callback):
@@ -36,7 +40,7 @@ class History(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = (self.trained or time.perf_counter()) - self.begun
-        speed = {"train_seconds": seconds, "images_per_second": self.images / seconds}
+        speed = dict(zip(SPEEDS, (seconds, self.images / seconds), strict=True))
         values = {name: float(value) for name, value in {**logs, **speed}.items()}
         self.rows.append({"epoch": epoch, **values})
         write_history(self.path, self.rows)
@@ -46,9 +50,14 @@ def read_history(path):
     """Rows of a `history.csv`, as dicts of numbers; none if there is no file."""
     if not path.exists():
         return []
-    with path.open() as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    try:
+        with path.open() as file:
+            rows = [
+                {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)
+            ]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"{path} is no history of a run ({error!r}).") from error
 
 
 def write_history(path, rows):
@@ -65,28 +74,37 @@ def write_whole(path, text):
     unfinished.replace(path)
 
 
-def write_result(experiment, args, images, model, predicted):
+def write_result(experiment, args, images, model, predicted, replicas):
     """Writes `result.json`; returns what is in it."""
     history = read_history(args.output_dir / "history.csv")
-    speeds = [row["images_per_second"] for row in history]
+    own = [row for row in history if math.isfinite(row["train_seconds"])]
+    speeds = [row["images_per_second"] for row in own]
+    scores = experiment.score(args, images, predicted)
+    # Keras stops a run whose loss is no longer finite.
+    scores["diverged"] |= len(history) < args.epochs
+    chosen = of_the_run(args)
     result = {
         "experiment": experiment.name,
-        "settings": settings.of_the_run(args),
+        "command": " ".join(
+            ["python", f"examples/{experiment.name}.py", *flags_of(experiment, chosen)]
+        ),
+        "settings": chosen,
         "data": {
             "origin": images.origin,
             "fingerprint": images.fingerprint(),
             "training_images": len(images.y_train),
             **experiment.data_facts(args, images),
         },
-        **experiment.score(args, images, predicted),
+        **scores,
         "accuracy_per_epoch": [
             row["val_accuracy"] for row in history if "val_accuracy" in row
         ],
         "epochs": len(history),
         # The first epoch compiles.
-        "images_per_second": statistics.median(speeds[1:] or speeds),
-        "seconds": sum(row["train_seconds"] for row in history),
+        "images_per_second": statistics.median(speeds[1:] or speeds or [math.nan]),
+        "seconds": sum(row["train_seconds"] for row in own),
         "parameters": model.count_params(),
+        "replicas": replicas,
         "environment": environment(),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -147,7 +165,8 @@ def device_names(backend):
 
 def print_start(experiment, args, images, model):
     print(
-        f"{experiment.title()} from {images.origin}: {experiment.sizes(args, images)}. "
+        f"{experiment.title(images)} from {images.origin}: "
+        f"{experiment.sizes(args, images)}. "
         f"{model.count_params():,} parameters, Keras on {keras.backend.backend()}."
     )
 

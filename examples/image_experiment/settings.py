@@ -9,10 +9,15 @@ import keras
 from image_experiment.data import BadInputError
 from image_experiment.losses import LOSSES
 
+# Of a whole number or factor: what a seed can be.
+LARGEST = 2**32 - 1
+MOST_PADDING = 1000
 # What a run may change without becoming another run.
 NOT_OF_THE_RUN = (
     "output_dir",
     "data_dir",
+    "lfw",
+    "train",
     "resume",
     "branch_from",
     "verbose",
@@ -26,9 +31,14 @@ def parse(experiment, argv, description=""):
     """Settings from the command line; wrong ones raise `BadInputError`."""
     args = _make_parser(experiment, description).parse_args(argv)
     if args.finetune_epoch is None:
-        args.finetune_epoch = args.epochs * 7 // 12
+        args.finetune_epoch = default_finetune_epoch(args.epochs)
     _check(experiment, args)
     return args
+
+
+def default_finetune_epoch(epochs):
+    """The paper's 70 of 120, for any number of epochs."""
+    return epochs * 7 // 12
 
 
 def _make_parser(experiment, description=""):
@@ -61,8 +71,8 @@ def flags_of(experiment, chosen):
         List of strings; `parse` makes the same settings of them.
     """
     parser, flags = _make_parser(experiment), []
-    defaults = of_the_run(parse(experiment, ["--epochs", str(chosen["epochs"])]))
-    defaults["epochs"] = parser.get_default("epochs")
+    defaults = {name: parser.get_default(name) for name in chosen}
+    defaults["finetune_epoch"] = default_finetune_epoch(chosen["epochs"])
     actions = {action.dest: action for action in parser._actions}
     for name, value in chosen.items():
         if value == defaults[name]:
@@ -264,6 +274,16 @@ def _check(experiment, args):
             "--branch-from starts a run that trains the centroids: leave out --fixed "
             "and --resume."
         )
+    if args.fixed and args.centroids != "pedcc":
+        raise BadInputError(
+            f"--fixed contradicts --centroids {args.centroids}, which are trained from "
+            "the first step: leave one out."
+        )
+    if args.anchor and args.centroids == "random":
+        raise BadInputError(
+            "--anchor needs predefined centroids to pull back to: leave out "
+            "--centroids random."
+        )
 
 
 def _check_ranges(args, lowest_of_data):
@@ -279,9 +299,15 @@ def _check_ranges(args, lowest_of_data):
         value = getattr(args, name)
         if value is not None and not value >= low:
             raise _out_of_range(args, name, f"at least {low}")
+        if value is not None and value > LARGEST:
+            raise _out_of_range(args, name, f"at most {LARGEST}")
     for name in ("learning_rate", "width", "scale", "finetune_rate", "center_rate"):
         if not 0 < getattr(args, name) < float("inf"):
             raise _out_of_range(args, name, "above 0")
+    if args.pad > MOST_PADDING:
+        raise _out_of_range(args, "pad", f"at most {MOST_PADDING}")
+    if min(args.decay_epochs, default=0) < 0:
+        raise _out_of_range(args, "decay_epochs", "at least 0")
     for name in ("label_smoothing", "dropout"):
         if not getattr(args, name, 0) < 1:
             raise _out_of_range(args, name, "below 1")

@@ -1,6 +1,5 @@
 """One run, from the command line to the files it leaves."""
 
-import contextlib
 import json
 import math
 import shutil
@@ -11,13 +10,14 @@ import keras
 import keras_pedcc
 from image_experiment import reporting, settings
 from image_experiment.batches import FollowEpoch, TrainingBatches
-from image_experiment.data import BadInputError
+from image_experiment.data import BadInputError, read_arrays
+from image_experiment.devices import check_batch, number_of_replicas, use_devices
 from image_experiment.losses import (
     LOSSES,
     ON_COSINES,
     ON_PLAIN_LOGITS,
-    WITH_PEDCC,
     make_optimizer,
+    may_fine_tune,
 )
 
 BRANCH = "branch.npz"
@@ -32,6 +32,9 @@ def run(experiment, argv=None, description=""):
         result = train(experiment, settings.parse(experiment, argv, description))
     except BadInputError as error:
         print(f"{experiment.name}: error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"{experiment.name}: error: out of memory ({error})", file=sys.stderr)
         return 2
     return int(result["diverged"])
 
@@ -55,6 +58,7 @@ def train(experiment, args, watch=None):
     images = experiment.load(args)
     with scope:
         model = make_model(experiment, args, images)
+        replicas = number_of_replicas()
     if not open_folder(args, images):
         print(f"The run in {args.output_dir} is finished: nothing to do.")
         return read_json(args.output_dir / "result.json")
@@ -62,56 +66,14 @@ def train(experiment, args, watch=None):
     fit(experiment, model, args, images, watch(args, images) if watch else [])
     model.save(args.output_dir / "model.keras")
     predicted = experiment.predict(args, images, model)
-    result = reporting.write_result(experiment, args, images, model, predicted)
+    result = reporting.write_result(
+        experiment, args, images, model, predicted, replicas
+    )
     drawn = {}
     if args.figures and not result["diverged"]:
         drawn = experiment.draw(args, images, model, predicted)
     reporting.print_end(experiment, args, result, drawn)
     return result
-
-
-def use_devices(args):
-    """Readies the devices and number formats; returns the scope to build in."""
-    backend = keras.backend.backend()
-    keras.utils.set_random_seed(args.seed)
-    kind = args.mixed_precision
-    keras.config.set_dtype_policy(f"mixed_{kind}" if kind else "float32")
-    if args.logical_cpus:
-        split_cpu(args.logical_cpus)
-    if backend == "jax":
-        parallel = args.strategy == "data_parallel"
-        distribution = keras.distribution.DataParallel() if parallel else None
-        keras.distribution.set_distribution(distribution)
-        if parallel and args.batch_size % distribution.device_mesh.devices.size:
-            raise BadInputError(
-                "--batch-size must be a multiple of the number of devices, "
-                f"{distribution.device_mesh.devices.size}. Received: {args.batch_size}."
-            )
-    if args.strategy != "mirrored":
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    names = [device.name for device in tf.config.list_logical_devices(kind)]
-    return tf.distribute.MirroredStrategy(names).scope()
-
-
-def split_cpu(number):
-    """Makes several devices of the one CPU, before anything runs on it."""
-    try:
-        if keras.backend.backend() == "jax":
-            import jax
-
-            jax.config.update("jax_num_cpu_devices", number)
-        else:
-            import tensorflow as tf
-
-            tf.config.set_logical_device_configuration(
-                tf.config.list_physical_devices("CPU")[0],
-                [tf.config.LogicalDeviceConfiguration()] * number,
-            )
-    except RuntimeError as error:
-        raise BadInputError(f"--logical-cpus {number}: {error}") from error
 
 
 def open_folder(args, images):
@@ -125,6 +87,7 @@ def open_folder(args, images):
         "data": f"{images.origin} {images.fingerprint()}",
     }
     folder, kept = args.output_dir, args.output_dir / "settings.json"
+    refuse_remains(folder, kept)
     if kept.exists():
         if not args.resume:
             raise BadInputError(
@@ -132,11 +95,17 @@ def open_folder(args, images):
                 "another --output-dir."
             )
         refuse_changes(read_json(kept), this, f"the run in {folder}")
+        if (folder / "backup.npz").exists():
+            read_arrays(folder / "backup.npz", ("state",))  # or tells what is wrong
         return not (folder / "result.json").exists()
+    if args.resume:
+        print(f"{folder} holds no run yet: a new one begins.")
+    if args.branch_from:
+        check_branch(args, this)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if args.branch_from:
-            start_branch(args, this)
+            start_branch(args)
         reporting.write_whole(kept, json.dumps(this, indent=1))
     except OSError as error:
         raise BadInputError(
@@ -145,11 +114,26 @@ def open_folder(args, images):
     return True
 
 
+def refuse_remains(folder, kept):
+    """Raises where files of a run lie without its settings: whose are they?"""
+    names = ("backup.npz", "history.csv", "result.json", "model.keras", BRANCH)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not kept.exists():
+        raise BadInputError(
+            f"{folder} holds {', '.join(there)}, and no settings.json that says of "
+            "which run. Delete them, or pass another --output-dir."
+        )
+
+
 def read_json(path):
+    """The dict in a JSON file."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(found, dict):
+        raise BadInputError(f"{path} cannot be read (it holds no dict).")
+    return found
 
 
 def refuse_changes(then, now, what):
@@ -163,18 +147,30 @@ def refuse_changes(then, now, what):
         raise BadInputError(f"{what} had other settings: {'; '.join(changed)}.")
 
 
-def start_branch(args, this):
-    """Takes over state and history that another run had at `--finetune-epoch`."""
+def check_branch(args, this):
+    """Raises unless the other run has the state that this one starts from."""
     source = args.branch_from
-    if not (source / BRANCH).is_file():
-        raise BadInputError(
-            f"{source} has no {BRANCH}: there must be a run with --fixed that reached "
-            f"epoch {args.finetune_epoch}."
-        )
+    for name in (BRANCH, "history.csv", "settings.json"):
+        if not (source / name).is_file():
+            raise BadInputError(
+                f"{source} has no {name}: there must be a run with --fixed that "
+                f"reached epoch {args.finetune_epoch}."
+            )
     then = read_json(source / "settings.json")
     refuse_changes(then | {"fixed": False}, this, f"the run in {source}")
-    shutil.copy(source / "history.csv", args.output_dir / "history.csv")
-    shutil.copy(source / BRANCH, args.output_dir / "backup.npz")
+
+
+def start_branch(args):
+    """Takes over state and history that another run had at `--finetune-epoch`."""
+    source, folder = args.branch_from, args.output_dir
+    rows = reporting.read_history(source / "history.csv")[: args.finetune_epoch]
+    # How fast the other run was says nothing about this one.
+    unknown = dict.fromkeys(reporting.SPEEDS, math.nan)
+    if rows:
+        reporting.write_history(
+            folder / "history.csv", [{**row, **unknown} for row in rows]
+        )
+    shutil.copy(source / BRANCH, folder / "backup.npz")
 
 
 def make_model(experiment, args, images):
@@ -234,6 +230,7 @@ def fit(experiment, model, args, images, callbacks=()):
         passes=args.passes,
         workers=args.workers,
     )
+    check_batch(batches.batch_size)
     scored, scoring = None, []
     if args.score == "each":
         scored, scoring = experiment.each_epoch(args, images)
@@ -257,7 +254,7 @@ def make_callbacks(args, batches):
         reporting.History(args.output_dir / "history.csv", batches),
         keras.callbacks.TerminateOnNaN(),
     ]
-    if args.loss in WITH_PEDCC and args.centroids == "pedcc":
+    if may_fine_tune(args):
         # A run that never unfreezes has it too: its backups then fit one that does.
         epoch = None if args.fixed else args.finetune_epoch
         callbacks.append(keras_pedcc.FinetuneCallback(epoch, args.finetune_rate))
