@@ -27,7 +27,11 @@ CIFAR100 = Experiment(
     pad=4,
     flip=True,
     notes="The paper gives neither the epochs at which the learning rate falls nor "
-    "the kind of weight decay; the flags say what stands in.",
+    "the kind of weight decay; the flags say what stands in. Nor does it say how the "
+    "network begins: here kernels He-normal, slopes of PReLU 0.25, one per channel, "
+    "batch normalisation with momentum 0.9 (0.99 on the features) and epsilon 1e-5, "
+    "pixels normalised by mean and variance of each channel; images that do not fill "
+    "a batch wait for the next epoch.",
 )
 
 

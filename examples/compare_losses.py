@@ -19,9 +19,11 @@ import io
 import json
 import math
 import multiprocessing
+import os
 import pathlib
 import statistics
 import sys
+import threading
 import time
 
 from cifar100 import CIFAR100
@@ -167,10 +169,26 @@ def run_all(jobs, args):
         ended = ((job, run_one(job)) for job in jobs)
         return dict(reported(ended, len(jobs)))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, context) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(
+        args.jobs, context, initializer=end_with_parent
+    )
+    with pool:
         futures = {pool.submit(run_one, job): job for job in jobs}
         ended = concurrent.futures.as_completed(futures)
         return dict(reported(((futures[f], f.result()) for f in ended), len(jobs)))
+
+
+def end_with_parent():
+    """Has a worker end when the process that started it is killed.
+
+    Else it would go on, beside the workers of the same command given again.
+    """
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_one(job):

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import centroid_study
 import compare_losses
@@ -163,6 +168,52 @@ def test_two_jobs_at_once_give_what_one_gives(tmp_path):
         tables.append(json.loads((folder / "table.json").read_text())["rows"])
     for loss, row in tables[0].items():
         assert tables[1][loss]["accuracy"] == pytest.approx(row["accuracy"], abs=1.0)
+
+
+WATCHED = """
+import multiprocessing, os, time
+from compare_losses import end_with_parent
+
+def work():
+    end_with_parent()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=work)
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@only_once
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "watched.py").write_text(WATCHED)
+    path = os.pathsep.join(sys.path)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "watched.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    worker = int(parent.stdout.readline())
+    time.sleep(10)  # it imports Keras
+    parent.kill()
+    for _ in range(100):
+        if not is_running(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its parent by ten seconds")
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_job_names_its_folder_by_what_it_is():
