@@ -191,15 +191,15 @@ if __name__ == "__main__":
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "watched.py").write_text(WATCHED)
     path = os.pathsep.join(sys.path)
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(tmp_path / "watched.py")],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
-    )
-    worker = int(parent.stdout.readline())
-    time.sleep(10)  # it imports Keras
-    parent.kill()
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        time.sleep(10)  # it imports Keras
+        parent.kill()
     for _ in range(100):
         if not is_running(worker):
             return
