@@ -63,19 +63,18 @@ def _others(logits, index, scale):
     centroids, trained = logits.centroids, logits.trained
 
     def value(features, centroids):
-        top, total, pull = _pass(logits, features, centroids, index, scale)
-        outputs = ops.stack([(scale * top + ops.log(total))[:, 0], top[:, 0]])
+        scaled = scale * features
+        top, total, pull = _pass(logits, scaled, centroids, index)
+        outputs = ops.stack([(top + ops.log(total))[:, 0], top[:, 0] / scale])
 
         def gradient(*args, upstream=None):
             upstream = (args[0] if upstream is None else upstream)[0][:, None]
-            rate = upstream * (scale / total)
-            slope = rate * pull
+            rate = upstream / total
+            slope = scale * rate * pull
             if not trained:
                 return slope
             # The arguments again: what a closure holds, JAX would not differentiate.
-            rows = _centroid_slopes(
-                logits, features, centroids, index, scale, top, rate
-            )
+            rows = _centroid_slopes(logits, scaled, centroids, index, top, rate)
             return slope, rows
 
         return outputs, gradient
@@ -85,17 +84,22 @@ def _others(logits, index, scale):
     return ops.custom_gradient(lambda x: value(x, centroids))(logits.features)
 
 
-def _pass(logits, features, centroids, index, scale):
-    """Largest cosine of others, sum of `exp(s (cos - it))`, and of those times c."""
-    shortest = ops.zeros_like(features[:, :1])
-    state = (shortest - 2, shortest, ops.zeros_like(features))
+def _pass(logits, scaled, centroids, index):
+    """Over the other classes, with z the `scaled` features times unit centroids c:
+
+    the largest z, `sum_j exp(z_j - it)`, and `sum_j exp(z_j - it) c_j`.
+    """
+    nothing = ops.zeros_like(scaled[:, :1])
+    # Below any z: the length of a row is the scale.
+    lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
+    state = (lowest, nothing, ops.zeros_like(scaled))
 
     def add(start, size, state):
         top, total, pull = state
-        units, cosines = _block(features, centroids, index, start, size)
-        higher = ops.maximum(top, ops.max(cosines, axis=1, keepdims=True))
-        powers = ops.exp(scale * (cosines - higher))
-        fading = ops.exp(scale * (top - higher))
+        units, scores = _block(scaled, centroids, index, start, size)
+        higher = ops.maximum(top, ops.max(scores, axis=1, keepdims=True))
+        powers = ops.exp(scores - higher)
+        fading = ops.exp(top - higher)
         total = fading * total + ops.sum(powers, axis=1, keepdims=True)
         if logits.training:
             pull = fading * pull + ops.matmul(powers, units)
@@ -104,15 +108,15 @@ def _pass(logits, features, centroids, index, scale):
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
 
 
-def _centroid_slopes(logits, features, centroids, index, scale, top, rate):
+def _centroid_slopes(logits, scaled, centroids, index, top, rate):
     """Gradient with respect to the centroids, shape `(num_classes, dim)`."""
 
     def slopes(start, size):
-        units, cosines = _block(features, centroids, index, start, size)
-        powers = rate * ops.exp(scale * (cosines - top))
-        along = ops.matmul(ops.transpose(powers), features)
+        units, scores = _block(scaled, centroids, index, start, size)
+        powers = rate * ops.exp(scores - top)
+        along = ops.matmul(ops.transpose(powers), scaled)
         along = along - units * ops.sum(units * along, axis=1, keepdims=True)
-        return along * _inverse_lengths(_rows(centroids, start, size, features.dtype))
+        return along * _inverse_lengths(_rows(centroids, start, size, scaled.dtype))
 
     size = logits.block_size
     whole, rest = divmod(centroids.shape[0], size)
@@ -124,17 +128,17 @@ def _centroid_slopes(logits, features, centroids, index, scale, top, rate):
     return ops.cast(parts, centroids.dtype)
 
 
-def _block(features, centroids, index, start, size):
-    """Unit centroids of a block; cosines to them, minus infinity to the own class."""
-    rows = _rows(centroids, start, size, features.dtype)
+def _block(scaled, centroids, index, start, size):
+    """Unit centroids of a block; scores of them, minus infinity for the own class."""
+    rows = _rows(centroids, start, size, scaled.dtype)
     units = rows * _inverse_lengths(rows)
-    cosines = ops.matmul(features, ops.transpose(units))
+    scores = ops.matmul(scaled, ops.transpose(units))
     inside = index - start
     at = ops.clip(inside, 0, size - 1)
-    there = ops.take_along_axis(cosines, at[:, None], axis=1)[:, 0]
+    there = ops.take_along_axis(scores, at[:, None], axis=1)[:, 0]
     there = ops.where(ops.equal(at, inside), -np.inf, there)
     where = ops.stack([ops.arange(ops.shape(at)[0], dtype=at.dtype), at], axis=1)
-    return units, ops.scatter_update(cosines, where, there)
+    return units, ops.scatter_update(scores, where, there)
 
 
 def _rows(centroids, start, size, dtype):
