@@ -104,10 +104,12 @@ def summarise(results, args):
     return {
         "dataset": args.dataset,
         "command": args.command,
+        "steps": args.steps,
         "per_class": args.per_class,
         "seeds": args.seeds,
         "rows": rows,
         "settings": next(iter(results.values()))["settings"],
+        "data": next(iter(results.values()))["data"],
         "environment": environment(),
     }
 
@@ -132,7 +134,9 @@ def as_markdown(study):
     place = study["environment"]
     lines += [
         "",
-        f"Test accuracy (%) on {study['dataset']}, seeds "
+        f"Accuracy (%) on {study['data']['scored_images']:,} "
+        f"{study['data']['scored_on']} of {study['dataset']}, {study['steps']} steps, "
+        "seeds "
         f"{', '.join(map(str, study['seeds']))}; devices "
         f"{', '.join(place['devices'])} ({place['cpu']}, {place['cpus']} cores), "
         f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
@@ -157,7 +161,7 @@ def draw(study, path):
     axis.set(
         xscale="log",
         xlabel="training images per class",
-        ylabel="test accuracy minus cross entropy (points)",
+        ylabel="accuracy minus cross entropy (points)",
         title=study["dataset"],
     )
     axis.set_xticks(study["per_class"], [str(n) for n in study["per_class"]])
