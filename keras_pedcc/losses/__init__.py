@@ -16,6 +16,7 @@ from keras_pedcc.losses.multiple_angle import (
     l_softmax_loss,
 )
 from keras_pedcc.losses.pedcc import PEDCCLoss, centroid_distance, pedcc_loss
+from keras_pedcc.losses.scale import auto_scale, loss_floor
 
 __all__ = [
     "AMSoftmaxLoss",
@@ -29,9 +30,11 @@ __all__ = [
     "am_softmax_loss",
     "annealing_lambda",
     "arcface_loss",
+    "auto_scale",
     "center_loss",
     "centroid_distance",
     "hinge_loss",
     "l_softmax_loss",
+    "loss_floor",
     "pedcc_loss",
 ]

@@ -15,6 +15,7 @@ from keras_pedcc.losses.arguments import (
     warmed_margin,
 )
 from keras_pedcc.losses.entropy import additive_entropy, margin_entropy
+from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
@@ -121,7 +122,7 @@ class AMSoftmaxLoss(keras.losses.Loss):
     With `CosineDense` this is AM-Softmax; with `PEDCCDense` it is PEDCC-AM.
 
     Args:
-        scale: Positive float s.
+        scale: Positive float s, or `"auto"`: `auto_scale` of the number of classes.
         margin: Float m in [0, 2], in units of cosine, or one for each class.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
@@ -149,9 +150,9 @@ class AMSoftmaxLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        check_scale(scale)
+        self.scale = check_scale_or_auto(scale)
+        self.warned = False
         check_margin(margin, 2.0)
-        self.scale = float(scale)
         self.margin = plain_margin(margin)
         self.margin_share = None
 
@@ -159,8 +160,9 @@ class AMSoftmaxLoss(keras.losses.Loss):
         return super().__call__(y_true, logits_of(y_pred), sample_weight)
 
     def call(self, y_true, y_pred):
+        scale = scale_of(self, y_pred, lambda margin: 1 - margin)
         margin = warmed_margin(self)
-        return am_softmax_loss(y_true, y_pred, scale=self.scale, margin=margin)
+        return am_softmax_loss(y_true, y_pred, scale=scale, margin=margin)
 
     def get_config(self):
         own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
@@ -174,7 +176,8 @@ class ArcFaceLoss(keras.losses.Loss):
     Works with `CosineDense` and with `PEDCCDense`.
 
     Args:
-        scale: Positive float s.
+        scale: Positive float s, or `"auto"`: see `auto_scale`, with `cos(m)` in the
+            place of `1 - m`.
         margin: Float m in [0, pi], in radians, or one for each class.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
@@ -203,9 +206,9 @@ class ArcFaceLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        check_scale(scale)
+        self.scale = check_scale_or_auto(scale)
+        self.warned = False
         check_margin(margin, math.pi, _ANGLES)
-        self.scale = float(scale)
         self.margin = plain_margin(margin)
         self.margin_share = None
 
@@ -213,8 +216,9 @@ class ArcFaceLoss(keras.losses.Loss):
         return super().__call__(y_true, logits_of(y_pred), sample_weight)
 
     def call(self, y_true, y_pred):
+        scale = scale_of(self, y_pred, math.cos)
         margin = warmed_margin(self)
-        return arcface_loss(y_true, y_pred, scale=self.scale, margin=margin)
+        return arcface_loss(y_true, y_pred, scale=scale, margin=margin)
 
     def get_config(self):
         own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}

@@ -14,6 +14,7 @@ from keras_pedcc.losses.arguments import (
     weighted,
 )
 from keras_pedcc.losses.entropy import additive_entropy, distance
+from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 from keras_pedcc.replicas import sum_over_replicas
 
 
@@ -109,7 +110,9 @@ class PEDCCLoss(keras.losses.Loss):
     `log(1 + (C - 1) exp(-s (1 - m + 1 / (C - 1))))`.
 
     Args:
-        scale: Positive float s; the paper takes 15.
+        scale: Positive float s; the paper takes 15. Or `"auto"`: `auto_scale` of the
+            number of classes. A scale so small that the loss cannot fall below 1 is
+            warned of.
         margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or one
             for each class, see `am_softmax_loss`.
         mse_weight: Float lambda, not negative; the paper takes 10.
@@ -145,14 +148,15 @@ class PEDCCLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        check_constants(scale, margin, mse_weight, mse_root)
+        self.scale = check_scale_or_auto(scale)
+        self.warned = False
+        check_constants(1.0, margin, mse_weight, mse_root)
         if mse_root > 1 and reduction not in ("sum_over_batch_size", "mean"):
             raise ValueError(
                 "`mse_root` above 1 takes the root of a mean over the batch and "
                 f"needs a mean as reduction. Received: reduction={reduction!r}, "
                 f'mse_root={mse_root}. Pass reduction="sum_over_batch_size".'
             )
-        self.scale = float(scale)
         self.margin = plain_margin(margin)
         self.margin_share = None
         self.mse_weight = float(mse_weight)
@@ -170,7 +174,7 @@ class PEDCCLoss(keras.losses.Loss):
         return pedcc_loss(
             y_true,
             y_pred,
-            scale=self.scale,
+            scale=scale_of(self, y_pred, lambda margin: 1 - margin),
             margin=warmed_margin(self),
             mse_weight=self.mse_weight,
             mse_root=self.mse_root,
