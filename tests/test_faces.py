@@ -103,6 +103,7 @@ def test_development_split_trains_on_people_of_no_pair(lfw, run, tmp_path):
 
 
 @only_once
+@pytest.mark.slow
 def test_result_is_what_the_kept_model_gives(lfw, run, tmp_path):
     run("--lfw", lfw, "--held-out", "5", "--flip-test", "--no-figures")
     result = read(tmp_path / "out" / "result.json")
@@ -124,6 +125,7 @@ def test_result_is_what_the_kept_model_gives(lfw, run, tmp_path):
 
 
 @only_once
+@pytest.mark.slow
 def test_folder_of_people_is_tested_on_ten_folds(lfw, folder, run, tmp_path):
     flags = ["--train", folder, "--image-size", "18", "--held-out", "0", "--fixed"]
     code, _ = run("--lfw", lfw, *flags)
