@@ -1,9 +1,45 @@
 """The programs of `benchmarks/` around the image experiments, without training."""
 
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import compare_losses
 import pytest
 from image_experiment import settings
 
-from benchmarks import results_table
+from benchmarks import paper_tables, results_table
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Stands in for an example: tells its process id and environment, and ends at once, or
+# fails, or does not end.
+EXAMPLE = """
+import argparse, json, os, pathlib, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--output-dir", type=pathlib.Path)
+parser.add_argument("--held-out", type=int, default=0)
+args, rest = parser.parse_known_args()
+args.output_dir.mkdir(parents=True, exist_ok=True)
+def leave(name, content):
+    (args.output_dir / name).write_text(json.dumps(content))
+leave("environment.json", dict(os.environ))
+unfinished = args.output_dir / "pid.unfinished"
+unfinished.write_text(str(os.getpid()))
+unfinished.replace(args.output_dir / "pid.json")
+if "--never-ends" in rest:
+    time.sleep(60)
+if "--fails" in rest:
+    sys.exit(1)
+scored_on = "held-out training images" if args.held_out else "test images"
+leave("result.json", {"accuracy": 0.5, "data": {"scored_on": scored_on}})
+"""
+
 
 # results_table.py
 
@@ -145,3 +181,186 @@ def test_run_from_before_a_setting_was_there_had_its_default():
     del run["settings"]["centroids"]
     assert cells_of(run)[1] == "PEDCC n=1, fine-tuned"
     assert cells_of(run)[4] == "72.66 %"
+
+
+# paper_tables.py
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Command for `paper_tables.py` in a folder where the examples are stand-ins."""
+    for folder in ("benchmarks", "examples"):
+        (tmp_path / folder).mkdir()
+    script = tmp_path / "benchmarks" / "paper_tables.py"
+    shutil.copy(ROOT / "benchmarks" / "paper_tables.py", script)
+    for name in ("cifar100", "emnist"):
+        (tmp_path / "examples" / f"{name}.py").write_text(EXAMPLE)
+    flags = ["--output-dir", tmp_path / "runs", "--results-dir", tmp_path / "results"]
+    return [sys.executable, *map(str, [script, *flags])]
+
+
+def finished(tables, *flags, **environment):
+    """Runs to its end; returns the process."""
+    return subprocess.run(
+        [*tables, *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def rows_of(*flags):
+    return [row.name for row in paper_tables.parse_args(flags).rows]
+
+
+def test_paper_tables_copy_results_on_the_test_images(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge")
+    assert "emnist_hinge_seed0: finished, 50.00 % of the test images" in ended.stdout
+    assert "1 of 1 runs are finished, 0 failed" in ended.stdout
+    assert (tmp_path / "results" / "emnist_hinge_seed0.json").exists()
+
+
+def test_paper_tables_keep_held_out_results_apart(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge", "--held-out", "500")
+    assert "50.00 % of the held-out training images" in ended.stdout
+    folder = tmp_path / "runs" / "held_out_500" / "emnist_hinge_seed0"
+    assert (folder / "result.json").exists()
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs" / "emnist_hinge_seed0").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--jobs", "0"], "--jobs: must be at least 1, not 0"),
+        (["--jobs", "-2"], "--jobs: must be at least 1, not -2"),
+        (["--minutes", "0"], "--minutes: must be above 0, not 0"),
+        (["--minutes", "nan"], "--minutes: must be above 0, not nan"),
+        (["--seeds", "0", "-1"], "--seeds: must be at least 0, not -1"),
+        (["--held-out", "-5"], "--held-out: must be at least 0, not -5"),
+        (["--only", "hinge", "n7"], "--only n7 is in the name of no row"),
+    ],
+)
+def test_paper_tables_refuse_what_is_out_of_range(flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        paper_tables.parse_args(flags)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def pid_of(folder, limit=20):
+    """The process id that a stand-in leaves."""
+    path, end = folder / "pid.json", time.monotonic() + limit
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+@contextlib.contextmanager
+def started(command):
+    """A process, and those it starts, that do not outlive the test."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_paper_tables_end_their_children_at_a_signal(tables, tmp_path, number):
+    flags = ["--jobs", "2", "--only", "emnist_pedcc_n1", "emnist_hinge", "--never-ends"]
+    folders = [
+        tmp_path / "runs" / f"emnist_{name}_seed0"
+        for name in ("pedcc_n1_fixed", "hinge")
+    ]
+    with started([*tables, *flags]) as parent:
+        children = [pid_of(folder) for folder in folders]
+        parent.send_signal(number)
+        told, _ = parent.communicate(timeout=20)
+        for child in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+    assert parent.returncode == 128 + number
+    assert "0 of 3 runs are finished, 0 failed, 2 stopped, 1 not started." in told
+
+
+def test_paper_tables_end_their_children_after_the_minutes(tables, tmp_path):
+    flags = ["--only", "emnist_pedcc_n1_tuned", "--never-ends", "--minutes", "0.03"]
+    told = finished(tables, *flags).stdout
+    assert "0 of 2 runs are finished, 0 failed, 1 stopped, 1 not started." in told
+    child = pid_of(tmp_path / "runs" / "emnist_pedcc_n1_fixed_seed0")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_paper_tables_count_rows_whose_parent_failed(tables):
+    ended = finished(tables, "--only", "emnist_pedcc_n1", "emnist_hinge", "--fails")
+    counts = "0 of 3 runs are finished, 2 failed, 0 stopped, 1 not started."
+    assert counts in ended.stdout
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("pedcc_n1_fixed", ["pedcc_n1_fixed"]),
+        ("n2_tuned", ["pedcc_n2_fixed", "pedcc_n2_tuned"]),
+        ("n1", ["pedcc_n1_fixed", "pedcc_n1_tuned", "modern_n1_fixed"]),
+        ("cifar100_l_softmax_m2_seed1", ["l_softmax_m2"]),
+    ],
+)
+def test_only_takes_rows_by_whole_words_and_what_they_branch_from(only, names):
+    flags = ["--experiments", "cifar100", "--seeds", "1", "11", "--only", only]
+    chosen = [name for name in rows_of(*flags) if name.endswith("_seed1")]
+    assert chosen == [f"cifar100_{name}_seed1" for name in names]
+
+
+def test_only_one_run():
+    name = "cifar100_pedcc_n1_fixed_seed1"
+    assert rows_of("--seeds", "0", "1", "11", "--only", name) == [name]
+
+
+def test_paper_tables_tell_which_rows_they_make(tables):
+    ended = finished(tables, "--only", "emnist_pedcc_n2_tuned")
+    names = "emnist_pedcc_n2_fixed_seed0, emnist_pedcc_n2_tuned_seed0"
+    assert ended.stdout.splitlines()[0] == f"2 runs: {names}"
+
+
+def test_seeds_given_twice_make_their_rows_once():
+    assert rows_of("--seeds", "0", "0") == rows_of()
+
+
+def test_rows_are_those_of_the_paper_and_the_modern_one():
+    rows = paper_tables.make_rows(["cifar100"], [0])
+    flags = {tuple(row.flags[:-2]) for row in rows}
+    wanted = {tuple(each) for each in compare_losses.LOSSES.values()}
+    assert wanted - flags == {("--loss", "pedcc_am", "--fixed")}
+    assert flags - wanted == {(*paper_tables.MODERN, "--fixed")}
+
+
+def test_pedcc_with_n_1_and_2_comes_first():
+    names = [row.name for row in paper_tables.make_rows(["emnist"], [3])]
+    kinds = ("n1_fixed", "n1_tuned", "n2_fixed", "n2_tuned")
+    assert names[:4] == [f"emnist_pedcc_{kind}_seed3" for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "environment", "seen"),
+    [
+        ("2", {}, "false"),
+        ("1", {}, None),
+        ("2", {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, "true"),
+    ],
+)
+def test_several_jobs_share_a_gpu(
+    tables, tmp_path, monkeypatch, jobs, environment, seen
+):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    finished(tables, "--only", "emnist_hinge", "--jobs", jobs, **environment)
+    path = tmp_path / "runs" / "emnist_hinge_seed0" / "environment.json"
+    assert json.loads(path.read_text()).get("XLA_PYTHON_CLIENT_PREALLOCATE") == seen
