@@ -2,26 +2,52 @@
 
     python benchmarks/paper_tables.py --data-dir FOLDER --jobs 4
 
-Runs every row, several at once; those that train the centroids late branch from the
-run with fixed centroids, whose first 70 epochs they share. May be stopped at any time
-(or by `--minutes`) and goes on where it was. The `result.json` of each finished run
-is copied to `benchmarks/results/images/`; then `python benchmarks/results_table.py
---write` puts them into the README.
+Runs every row of both tables, several at once: PEDCC-Loss with n = 1, 2 and 3, each
+with fixed centroids and fine-tuned, cross entropy, AM-Softmax, ArcFace, center loss,
+A-Softmax with m = 4, L-Softmax with m = 4 and 2, and hinge. Those that train the
+centroids late branch from the run with fixed centroids, whose first 70 epochs they
+share. May be stopped at any time (or by `--minutes`) and goes on where it was. The
+`result.json` of each finished run is copied to `benchmarks/results/images/`; then
+`python benchmarks/results_table.py --write` puts them into the README.
 
 The rows "modern" are not the paper's: cosine decay, label smoothing and longer
-training on the same network, to be chosen with `--held-out 5000` first.
+training on the same network, to be chosen with `--held-out 5000` first. Such runs have
+a folder of their own, `held_out_5000` in `--output-dir`, and nothing of them is copied.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import json
+import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "images"
+# As in `examples/compare_losses.py`, which would bring Keras into this process, and
+# with it a hold on the GPU.
+OTHER_LOSSES = {
+    "cross_entropy": ["--loss", "cross_entropy"],
+    "am_softmax": ["--loss", "am_softmax"],
+    "arcface": ["--loss", "arcface"],
+    "center": ["--loss", "center"],
+    "a_softmax_m4": ["--loss", "a_softmax", "--multiple", "4"],
+    "l_softmax_m4": ["--loss", "l_softmax", "--multiple", "4"],
+    "l_softmax_m2": ["--loss", "l_softmax", "--multiple", "2"],
+    "hinge": ["--loss", "hinge"],
+}
+MODERN = ["--schedule", "cosine", "--epochs", "200", "--label-smoothing", "0.1"]
+# Without these, JAX and TensorFlow take nearly all memory of a GPU at the start, and
+# the next process on it has none.
+SHARED_GPU = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
 
 
 @dataclasses.dataclass
@@ -34,49 +60,109 @@ class Row:
     parent: str | None = None
 
 
+@dataclasses.dataclass
+class Progress:
+    """Where each row is: all are waiting at first."""
+
+    waiting: list
+    running: list = dataclasses.field(default_factory=list)  # rows with processes
+    finished: list = dataclasses.field(default_factory=list)
+    failed: list = dataclasses.field(default_factory=list)
+
+    def ready(self):
+        """Rows that can start: the run that they branch from, if any, is finished."""
+        names = {None, *(row.name for row in self.finished)}
+        return [row for row in self.waiting if row.parent in names]
+
+    def summary(self):
+        rows = len(self.waiting + self.running + self.finished + self.failed)
+        return (
+            f"{len(self.finished)} of {rows} runs are finished, {len(self.failed)} "
+            f"failed, {len(self.running)} stopped, {len(self.waiting)} not started."
+        )
+
+
 def make_rows(experiments, seeds):
     """All rows, each after the one it branches from."""
     rows = []
-    for example in experiments:
-        for seed in seeds:
+    for seed in dict.fromkeys(seeds):
+        for example in dict.fromkeys(experiments):
             rows += _rows_of(example, seed)
     return rows
 
 
 def _rows_of(example, seed):
     def row(name, *flags, parent=None):
-        parent = parent and f"{example}_{parent}_seed{seed}"
         name = f"{example}_{name}_seed{seed}"
         return Row(name, example, [*flags, "--seed", str(seed)], parent)
 
-    rows = [row("cross_entropy", "--loss", "cross_entropy")]
-    for n in ("1", "2", "3"):
-        root = ["--mse-root", n]
-        rows.append(row(f"pedcc_n{n}_fixed", *root, "--fixed"))
-        rows.append(row(f"pedcc_n{n}_tuned", *root, parent=f"pedcc_n{n}_fixed"))
-    modern = ["--schedule", "cosine", "--epochs", "200", "--label-smoothing", "0.1"]
-    return [*rows, row("modern_n1_fixed", *modern, "--fixed")]
+    def pedcc(n):
+        root = ["--mse-root", str(n)]
+        fixed = row(f"pedcc_n{n}_fixed", *root, "--fixed")
+        return [fixed, row(f"pedcc_n{n}_tuned", *root, parent=fixed.name)]
+
+    others = [row(name, *flags) for name, flags in OTHER_LOSSES.items()]
+    modern = row("modern_n1_fixed", *MODERN, "--fixed")
+    return [*pedcc(1), *pedcc(2), *others, *pedcc(3), modern]
 
 
-def run_all(rows, args):
-    """Runs the rows, at most `args.jobs` at once; returns the names of the failed."""
+def run_all(rows, args, signals=()):
+    """Runs the rows, at most `args.jobs` at once, until there is a signal.
+
+    No process that it started outlives it.
+
+    Returns:
+        `Progress`.
+    """
     deadline = time.monotonic() + 60 * args.minutes
-    waiting, running, done, failed = list(rows), {}, set(), []
-    while (waiting or running) and time.monotonic() < deadline:
-        ready = [r for r in waiting if r.parent is None or r.parent in done]
-        for row in ready[: args.jobs - len(running)]:
-            waiting.remove(row)
-            running[row.name] = row, start(row, args)
-        time.sleep(1)
-        for name, (row, process) in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                finish(row, process, args, done, failed)
-        waiting = [r for r in waiting if r.parent not in failed]
-    for _, process in running.values():
-        process.kill()
-    print(f"{len(done)} of {len(rows)} runs are finished, {len(failed)} failed.")
-    return failed
+    progress = Progress(waiting=list(rows))
+    try:
+        while progress.ready() or progress.running:
+            if signals or time.monotonic() >= deadline:
+                break
+            take_in_ended(progress, args)
+            start_ready(progress, args)
+            time.sleep(0.2)
+    finally:
+        for _, process in progress.running:
+            process.kill()
+            process.wait()
+    print(progress.summary())
+    return progress
+
+
+def start_ready(progress, args):
+    """Starts as many rows as may run beside those that do."""
+    for row in progress.ready()[: args.jobs - len(progress.running)]:
+        progress.running.append((row, start(row, args)))
+        progress.waiting.remove(row)
+
+
+def take_in_ended(progress, args):
+    """Moves rows whose process has ended to the finished or the failed."""
+    for row, process in list(progress.running):
+        if process.poll() is None:
+            continue
+        progress.running.remove((row, process))
+        if process.returncode:
+            log = args.output_dir / f"{row.name}.log"
+            print(f"{row.name}: failed with code {process.returncode}, see {log}")
+            progress.failed.append(row)
+        else:
+            take_in_result(row, args)
+            progress.finished.append(row)
+
+
+def take_in_result(row, args):
+    """Tells what came out, and copies it if it is a result on the test images."""
+    path = args.output_dir / row.name / "result.json"
+    result = json.loads(path.read_text())
+    scored_on = result["data"]["scored_on"]
+    accuracy = f"{100 * result['accuracy']:.2f} % of the {scored_on}"
+    print(f"{row.name}: finished, {accuracy}", flush=True)
+    if scored_on == "test images":
+        args.results_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, args.results_dir / f"{row.name}.json")
 
 
 def start(row, args):
@@ -91,26 +177,43 @@ def start(row, args):
         command += ["--data-dir", str(args.data_dir)]
     print(f"{row.name}: {'goes on' if begun else 'starts'}", flush=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**(SHARED_GPU if args.jobs > 1 else {}), **os.environ}
     with (args.output_dir / f"{row.name}.log").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
 
 
-def finish(row, process, args, done, failed):
-    """Takes in the result of a run that ended."""
-    if process.returncode:
-        log = args.output_dir / f"{row.name}.log"
-        print(f"{row.name}: failed with code {process.returncode}, see {log}")
-        failed.append(row.name)
-        return
-    args.results_dir.mkdir(parents=True, exist_ok=True)
-    result = args.output_dir / row.name / "result.json"
-    shutil.copy(result, args.results_dir / f"{row.name}.json")
-    done.add(row.name)
-    print(f"{row.name}: finished", flush=True)
+@contextlib.contextmanager
+def noted_signals():
+    """A list that takes SIGINT and SIGTERM, which do not end this process then."""
+    noted, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def parse_args(argv):
-    """Settings; flags that are not known here go to every run."""
+    """Settings, and the rows asked for; unknown flags go to every run."""
+    parser = _make_parser()
+    args, args.flags = parser.parse_known_args(argv)
+    rows = make_rows(args.experiments, args.seeds)
+    for words in args.only or []:
+        if not any(has_words(row, words) for row in rows):
+            names = ", ".join(row.name for row in rows)
+            parser.error(f"--only {words} is in the name of no row. They are: {names}.")
+    args.rows = chosen_rows(rows, args.only)
+    if args.held_out:
+        args.output_dir /= f"held_out_{args.held_out}"
+        args.flags += ["--held-out", str(args.held_out)]
+    return args
+
+
+def _make_parser():
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -119,30 +222,62 @@ def parse_args(argv):
     add = parser.add_argument
     names = ("cifar100", "emnist")
     add("--experiments", nargs="+", default=list(names), choices=names)
-    add("--seeds", type=int, nargs="+", default=[0], help="of every row")
-    add("--only", nargs="+", help="rows whose name has one of these in it")
-    add("--jobs", type=int, default=1, help="runs at once")
-    add("--minutes", type=float, default=float("inf"), help="stop after so many")
+    add("--seeds", type=at_least(0), nargs="+", default=[0], help="of every row")
+    only = (
+        "rows whose name has one of these in it as whole words, and those they branch "
+        "from: n1 is every row with n = 1, pedcc_n1_fixed that row of each experiment "
+        "and seed, cifar100_pedcc_n1_fixed_seed0 one run. Which they are is printed"
+    )
+    add("--only", nargs="+", metavar="NAME", help=only)
+    add("--jobs", type=at_least(1), default=1, help="runs at once")
+    add("--minutes", type=minutes, default=float("inf"), help="stop after so many")
+    held_out = "choose settings: as of the examples. In a folder of its own, not copied"
+    add("--held-out", type=at_least(0), default=0, help=held_out)
     add("--data-dir", type=pathlib.Path, help="as of the examples")
     add("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/paper_tables"))
     add("--results-dir", type=pathlib.Path, default=RESULTS, help="for result.json")
-    args, args.flags = parser.parse_known_args(argv)
-    return args
+    return parser
 
 
-def chosen_rows(args):
-    """The rows asked for, and those they branch from."""
-    rows = make_rows(args.experiments, args.seeds)
-    if not args.only:
+def at_least(low):
+    """Reader of whole numbers from `low` on."""
+
+    def whole_number(text):
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
+        return int(text)
+
+    return whole_number
+
+
+def minutes(text):
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return float(text)
+
+
+def has_words(row, words):
+    """Whether the words, as `pedcc_n1`, are whole ones of the row's name."""
+    return f"_{words}_" in f"_{row.name}_"
+
+
+def chosen_rows(rows, only):
+    """The rows asked for, and those they branch from; all without `only`."""
+    if not only:
         return rows
-    wanted = {r.name for r in rows if any(part in r.name for part in args.only)}
-    parents = {r.parent for r in rows if r.name in wanted}
-    return [r for r in rows if r.name in wanted | parents]
+    wanted = [row for row in rows if any(has_words(row, words) for words in only)]
+    names = {row.name for row in wanted} | {row.parent for row in wanted}
+    return [row for row in rows if row.name in names]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    return 1 if run_all(chosen_rows(args), args) else 0
+    print(f"{len(args.rows)} runs: {', '.join(row.name for row in args.rows)}")
+    with noted_signals() as signals:
+        progress = run_all(args.rows, args, signals)
+    if signals:
+        return 128 + signals[0]
+    return 1 if progress.failed else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,420 @@
+"""The programs of `benchmarks/` around the image experiments, without training."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import compare_losses
+import numpy as np
+import pytest
+from cifar100 import CIFAR100
+from image_experiment import settings
+from image_experiment.data import Images
+from tensors import NO_JIT
+
+import keras_pedcc
+from benchmarks import paper_tables, results_table, throughput
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Stands in for an example: tells its process id and environment, and ends at once, or
+# fails, or does not end.
+EXAMPLE = """
+import argparse, json, os, pathlib, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--output-dir", type=pathlib.Path)
+parser.add_argument("--held-out", type=int, default=0)
+args, rest = parser.parse_known_args()
+args.output_dir.mkdir(parents=True, exist_ok=True)
+def leave(name, content):
+    (args.output_dir / name).write_text(json.dumps(content))
+leave("environment.json", dict(os.environ))
+unfinished = args.output_dir / "pid.unfinished"
+unfinished.write_text(str(os.getpid()))
+unfinished.replace(args.output_dir / "pid.json")
+if "--never-ends" in rest:
+    time.sleep(60)
+if "--fails" in rest:
+    sys.exit(1)
+scored_on = "held-out training images" if args.held_out else "test images"
+leave("result.json", {"accuracy": 0.5, "data": {"scored_on": scored_on}})
+"""
+
+
+# results_table.py
+
+
+def run_of(experiment, *flags, origin, scored_on="test images", **changed):
+    """What `result.json` of a run with these flags would say."""
+    args = settings.parse(results_table.EXPERIMENTS[experiment], flags)
+    return {
+        "experiment": experiment,
+        "settings": {**settings.of_the_run(args), **changed},
+        "data": {"origin": origin, "training_images": 50_000, "scored_on": scored_on},
+        "accuracy": 0.5,
+        "images_per_second": 100.0,
+        "environment": {
+            "backend": "jax",
+            "devices": ["CPU"],
+            "cpus": 2,
+            "cpu": "a CPU",
+            **dict.fromkeys(("jax", "keras", "numpy"), "1.0"),
+        },
+    }
+
+
+def cells_of(run):
+    """Cells of the one row that a run makes."""
+    row = results_table.table([run]).splitlines()[2]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def paper_of(experiment, *flags, **options):
+    return cells_of(run_of(experiment, *flags, **options))[4]
+
+
+def test_table_refuses_held_out_images():
+    run = run_of(
+        "cifar100", origin="cifar100.npz", scored_on="held-out training images"
+    )
+    with pytest.raises(ValueError, match="scored_on='held-out training images'"):
+        results_table.table([run])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jit", False),
+        ("jit", True),
+        ("mixed_precision", "bfloat16"),
+        ("strategy", "mirrored"),
+        ("logical_cpus", 2),
+        ("centroid_seed", 3),
+        ("seed", 3),
+    ],
+)
+def test_paper_s_figure_stays_with_settings_of_chance_and_hardware(name, value):
+    changed = {"origin": "cifar100.npz", name: value}
+    assert paper_of("cifar100", "--fixed", **changed) == "72.71 %"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-feature-norm"],
+        ["--no-flip"],
+        ["--epochs", "119"],
+        ["--limit", "49999"],
+        ["--margin", "0.4"],
+        ["--finetune-rate", "0.01"],
+        ["--centroids", "trained"],
+        ["--mse-root", "4"],
+    ],
+)
+def test_paper_s_figure_goes_with_settings_of_the_recipe(flags):
+    assert paper_of("cifar100", *flags, origin="cifar100.npz") == "-"
+
+
+@pytest.mark.parametrize(
+    ("flags", "emnist", "cifar100"),
+    [
+        (["--loss", "hinge"], "88.22 %", "67.10 %"),
+        (["--loss", "cross_entropy"], "88.42 %", "69.02 %"),
+        (["--loss", "l_softmax", "--multiple", "2"], "88.69 %", "70.05 %"),
+        (["--loss", "l_softmax", "--multiple", "4"], "88.81 %", "70.47 %"),
+        (["--loss", "a_softmax", "--multiple", "4"], "88.83 %", "70.86 %"),
+        (["--loss", "a_softmax", "--multiple", "2"], "-", "-"),
+        (["--loss", "center"], "89.21 %", "71.01 %"),
+        (["--loss", "am_softmax"], "89.45 %", "71.43 %"),
+        (["--loss", "arcface"], "89.52 %", "71.76 %"),
+        (["--loss", "pedcc_am"], "-", "-"),
+        (["--mse-root", "1", "--fixed"], "89.60 %", "72.71 %"),
+        (["--mse-root", "1"], "89.83 %", "72.66 %"),
+        (["--mse-root", "2", "--fixed"], "89.47 %", "73.03 %"),
+        (["--mse-root", "2"], "89.66 %", "73.23 %"),
+        (["--mse-root", "3", "--fixed"], "89.51 %", "71.59 %"),
+        (["--mse-root", "3"], "89.73 %", "71.89 %"),
+    ],
+)
+def test_paper_s_figures_are_those_of_its_tables(flags, emnist, cifar100):
+    assert paper_of("emnist", *flags, origin="emnist_balanced.npz") == emnist
+    origin = "tensorflow-datasets cifar100/3.0.2"
+    assert paper_of("cifar100", *flags, origin=origin) == cifar100
+
+
+@pytest.mark.parametrize(
+    ("origin", "figure"),
+    [
+        ("tensorflow-datasets emnist/balanced/3.1.0", "89.83 %"),
+        ("emnist_balanced.npz", "89.83 %"),
+        ("emnist47.npz", "-"),
+        ("tensorflow-datasets emnist/byclass/3.1.0", "-"),
+    ],
+)
+def test_table_1_stands_beside_the_official_images_only(origin, figure):
+    assert paper_of("emnist", origin=origin) == figure
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ([], "PEDCC n=1, fine-tuned"),
+        (["--fixed", "--mse-root", "2"], "PEDCC n=2, fixed"),
+        (["--finetune-epoch", "119"], "PEDCC n=1, fine-tuned"),
+        (["--finetune-epoch", "120"], "PEDCC n=1, fixed"),
+        (["--centroids", "trained"], "PEDCC n=1, trained from the start"),
+        (["--centroids", "random"], "PEDCC n=1, random, trained from the start"),
+        (["--loss", "pedcc_am"], "PEDCC-AM, fine-tuned"),
+        (["--loss", "pedcc_am", "--fixed"], "PEDCC-AM, fixed"),
+        (["--loss", "pedcc_am", "--centroids", "trained"], "PEDCC-AM, trained from"),
+        (["--loss", "l_softmax", "--multiple", "2"], "L-Softmax m=2"),
+        (["--loss", "cross_entropy"], "cross entropy"),
+    ],
+)
+def test_row_says_what_became_of_the_centroids(flags, name):
+    cells = cells_of(run_of("cifar100", *flags, origin="cifar100.npz"))
+    assert cells[1].startswith(name)
+
+
+def test_run_from_before_a_setting_was_there_had_its_default():
+    run = run_of("cifar100", origin="cifar100.npz")
+    del run["settings"]["centroids"]
+    assert cells_of(run)[1] == "PEDCC n=1, fine-tuned"
+    assert cells_of(run)[4] == "72.66 %"
+
+
+# paper_tables.py
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Command for `paper_tables.py` in a folder where the examples are stand-ins."""
+    for folder in ("benchmarks", "examples"):
+        (tmp_path / folder).mkdir()
+    script = tmp_path / "benchmarks" / "paper_tables.py"
+    shutil.copy(ROOT / "benchmarks" / "paper_tables.py", script)
+    for name in ("cifar100", "emnist"):
+        (tmp_path / "examples" / f"{name}.py").write_text(EXAMPLE)
+    flags = ["--output-dir", tmp_path / "runs", "--results-dir", tmp_path / "results"]
+    return [sys.executable, *map(str, [script, *flags])]
+
+
+def finished(tables, *flags, **environment):
+    """Runs to its end; returns the process."""
+    return subprocess.run(
+        [*tables, *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def rows_of(*flags):
+    return [row.name for row in paper_tables.parse_args(flags).rows]
+
+
+def test_paper_tables_copy_results_on_the_test_images(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge")
+    assert "emnist_hinge_seed0: finished, 50.00 % of the test images" in ended.stdout
+    assert "1 of 1 runs are finished, 0 failed" in ended.stdout
+    assert (tmp_path / "results" / "emnist_hinge_seed0.json").exists()
+
+
+def test_paper_tables_keep_held_out_results_apart(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge", "--held-out", "500")
+    assert "50.00 % of the held-out training images" in ended.stdout
+    folder = tmp_path / "runs" / "held_out_500" / "emnist_hinge_seed0"
+    assert (folder / "result.json").exists()
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs" / "emnist_hinge_seed0").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--jobs", "0"], "--jobs: must be at least 1, not 0"),
+        (["--jobs", "-2"], "--jobs: must be at least 1, not -2"),
+        (["--minutes", "0"], "--minutes: must be above 0, not 0"),
+        (["--minutes", "nan"], "--minutes: must be above 0, not nan"),
+        (["--seeds", "0", "-1"], "--seeds: must be at least 0, not -1"),
+        (["--held-out", "-5"], "--held-out: must be at least 0, not -5"),
+        (["--only", "hinge", "n7"], "--only n7 is in the name of no row"),
+    ],
+)
+def test_paper_tables_refuse_what_is_out_of_range(flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        paper_tables.parse_args(flags)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def pid_of(folder, limit=20):
+    """The process id that a stand-in leaves."""
+    path, end = folder / "pid.json", time.monotonic() + limit
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+@contextlib.contextmanager
+def started(command):
+    """A process, and those it starts, that do not outlive the test."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_paper_tables_end_their_children_at_a_signal(tables, tmp_path, number):
+    flags = ["--jobs", "2", "--only", "emnist_pedcc_n1", "emnist_hinge", "--never-ends"]
+    folders = [
+        tmp_path / "runs" / f"emnist_{name}_seed0"
+        for name in ("pedcc_n1_fixed", "hinge")
+    ]
+    with started([*tables, *flags]) as parent:
+        children = [pid_of(folder) for folder in folders]
+        parent.send_signal(number)
+        told, _ = parent.communicate(timeout=20)
+        for child in children:
+            with pytest.raises(ProcessLookupError):
+                os.kill(child, 0)
+    assert parent.returncode == 128 + number
+    assert "0 of 3 runs are finished, 0 failed, 2 stopped, 1 not started." in told
+
+
+def test_paper_tables_end_their_children_after_the_minutes(tables, tmp_path):
+    flags = ["--only", "emnist_pedcc_n1_tuned", "--never-ends", "--minutes", "0.03"]
+    told = finished(tables, *flags).stdout
+    assert "0 of 2 runs are finished, 0 failed, 1 stopped, 1 not started." in told
+    child = pid_of(tmp_path / "runs" / "emnist_pedcc_n1_fixed_seed0")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_paper_tables_count_rows_whose_parent_failed(tables):
+    ended = finished(tables, "--only", "emnist_pedcc_n1", "emnist_hinge", "--fails")
+    counts = "0 of 3 runs are finished, 2 failed, 0 stopped, 1 not started."
+    assert counts in ended.stdout
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        ("pedcc_n1_fixed", ["pedcc_n1_fixed"]),
+        ("n2_tuned", ["pedcc_n2_fixed", "pedcc_n2_tuned"]),
+        ("n1", ["pedcc_n1_fixed", "pedcc_n1_tuned", "modern_n1_fixed"]),
+        ("cifar100_l_softmax_m2_seed1", ["l_softmax_m2"]),
+    ],
+)
+def test_only_takes_rows_by_whole_words_and_what_they_branch_from(only, names):
+    flags = ["--experiments", "cifar100", "--seeds", "1", "11", "--only", only]
+    chosen = [name for name in rows_of(*flags) if name.endswith("_seed1")]
+    assert chosen == [f"cifar100_{name}_seed1" for name in names]
+
+
+def test_only_one_run():
+    name = "cifar100_pedcc_n1_fixed_seed1"
+    assert rows_of("--seeds", "0", "1", "11", "--only", name) == [name]
+
+
+def test_paper_tables_tell_which_rows_they_make(tables):
+    ended = finished(tables, "--only", "emnist_pedcc_n2_tuned")
+    names = "emnist_pedcc_n2_fixed_seed0, emnist_pedcc_n2_tuned_seed0"
+    assert ended.stdout.splitlines()[0] == f"2 runs: {names}"
+
+
+def test_seeds_given_twice_make_their_rows_once():
+    assert rows_of("--seeds", "0", "0") == rows_of()
+
+
+def test_rows_are_those_of_the_paper_and_the_modern_one():
+    rows = paper_tables.make_rows(["cifar100"], [0])
+    flags = {tuple(row.flags[:-2]) for row in rows}
+    wanted = {tuple(each) for each in compare_losses.LOSSES.values()}
+    assert wanted - flags == {("--loss", "pedcc_am", "--fixed")}
+    assert flags - wanted == {(*paper_tables.MODERN, "--fixed")}
+
+
+def test_pedcc_with_n_1_and_2_comes_first():
+    names = [row.name for row in paper_tables.make_rows(["emnist"], [3])]
+    kinds = ("n1_fixed", "n1_tuned", "n2_fixed", "n2_tuned")
+    assert names[:4] == [f"emnist_pedcc_{kind}_seed3" for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "environment", "seen"),
+    [
+        ("2", {}, "false"),
+        ("1", {}, None),
+        ("2", {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, "true"),
+    ],
+)
+def test_several_jobs_share_a_gpu(
+    tables, tmp_path, monkeypatch, jobs, environment, seen
+):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    finished(tables, "--only", "emnist_hinge", "--jobs", jobs, **environment)
+    path = tmp_path / "runs" / "emnist_hinge_seed0" / "environment.json"
+    assert json.loads(path.read_text()).get("XLA_PYTHON_CLIENT_PREALLOCATE") == seen
+
+
+# throughput.py
+
+
+def test_throughput_tells_in_one_line_that_there_are_no_images(tmp_path, capsys):
+    assert throughput.main(["--data-dir", str(tmp_path / "nowhere")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("throughput: error: no cifar100.npz in ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--rounds", "--steps"])
+def test_throughput_refuses_to_measure_nothing(flag, capsys):
+    with pytest.raises(SystemExit):
+        throughput.main([flag, "0"])
+    assert "--rounds and --steps must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["pedcc", "cross_entropy"])
+def test_keras_models_of_throughput_log_accuracy_alone(loss, rng, monkeypatch):
+    small = dataclasses.replace(CIFAR100, stem=2, blocks=((1, 2),))
+    monkeypatch.setattr(throughput, "CIFAR100", small)
+    x = rng.integers(0, 256, (4, 32, 32, 3), dtype="uint8")
+    images = Images(x, np.arange(4), x, np.arange(4), "noise", num_classes=100)
+    args = settings.parse(small, ["--loss", loss, "--dim", "99", *NO_JIT])
+    model = throughput.keras_model(args, images)
+    logs = model.train_on_batch(x, np.arange(4), return_dict=True)
+    assert set(logs) == {"accuracy", "loss"}
+    assert isinstance(model, keras_pedcc.PEDCCModel) == (loss == "pedcc")
+
+
+def test_batches_are_made_ahead_in_order_by_a_thread():
+    threads = set()
+
+    def make(number):
+        threads.add(threading.get_ident())
+        asked.append(number)
+        return number
+
+    asked = []
+    made = throughput.made_ahead(make, 7, ahead=3)
+    assert next(made) == 0
+    assert list(made) == [1, 2, 3, 4, 5, 6]
+    assert asked == [0, 1, 2, 3, 4, 5, 6]
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
