@@ -5,7 +5,8 @@
 
 Each file in `benchmarks/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `benchmarks/results/losses/`
-is the `table.json` of a comparison.
+is the `table.json` of a comparison, in `studies/` the `study.json` of a
+`centroid_study.py`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
+import centroid_study
 import compare_losses
 from cifar100 import CIFAR100
 from emnist import EMNIST
@@ -181,10 +183,12 @@ def read(folder):
 
 def blocks():
     """What belongs between the marks of the README, by their names."""
+    studies = [centroid_study.as_markdown(each) + "\n" for each in read("studies")]
     comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
     return {
         "image results": table(read("images")),
         "loss comparison": "\n".join(comparisons),
+        "centroid study": "\n".join(studies),
     }
 
 

@@ -29,7 +29,7 @@ CIFAR100 = Experiment(
     notes="The paper gives neither the epochs at which the learning rate falls nor "
     "the kind of weight decay; the flags say what stands in. Nor does it say how the "
     "network begins: here kernels He-normal, slopes of PReLU 0.25, one per channel, "
-    "batch normalisation with momentum 0.9 (0.99 on the features) and epsilon 1e-5, "
+    "batch normalisation with momentum 0.9 and epsilon 1e-5, "
     "pixels normalised by mean and variance of each channel; images that do not fill "
     "a batch wait for the next epoch.",
 )

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_pedcc.centroids import METHODS, generate_pedcc
 from keras_pedcc.checks import check_centroids, check_dim, check_whole
-from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM, StreamedLogits
+from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
 
@@ -64,11 +64,11 @@ class CosineDense(keras.layers.Layer):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, where the features are
-            returned without their norm.
+            `PEDCCModel`. `None` is False here; `PEDCCDense` knows when.
         block_size: int, at least 1. Classes per block, when streaming.
-        centroids_dtype: Dtype of the weight, such as `"bfloat16"` to halve its
-            memory; `None` for that of the policy's variables.
+        centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
+            memory; `None` for that of the policy's variables. Fine-tuning at a small
+            rate is lost in the rounding of a short one.
         **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
 
     Call arguments:
@@ -123,7 +123,7 @@ class CosineDense(keras.layers.Layer):
         check_whole(1, block_size=block_size)
         self.streaming = _check_streaming(streaming, return_features, return_norm)
         self.block_size = int(block_size)
-        self.centroids_dtype = centroids_dtype
+        self.centroids_dtype = _check_float(centroids_dtype)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.margin_share = MarginShare()
@@ -136,8 +136,7 @@ class CosineDense(keras.layers.Layer):
         """Whether the logits are left to the loss."""
         if self.streaming is not None:
             return self.streaming
-        many = self.num_classes >= STREAMING_FROM
-        return many and self.return_features and not self.return_norm
+        return False
 
     def stream(self, features, training):
         """The logits that this head leaves to the loss, as `StreamedLogits`."""
@@ -237,11 +236,13 @@ class PEDCCDense(CosineDense):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, where the features are
-            returned without their norm.
+            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
+            that way, from 1,000,000, unless `return_features` or `return_norm` say
+            otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
-        centroids_dtype: Dtype of the weight, such as `"bfloat16"` to halve its
-            memory; `None` for that of the policy's variables.
+        centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
+            memory; `None` for that of the policy's variables. Fine-tuning at a small
+            rate is lost in the rounding of a short one.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
             `keras.layers.Layer`.
 
@@ -344,6 +345,13 @@ class PEDCCDense(CosineDense):
         config["centroids"] = None if self._source is None else "saved"
         return config
 
+    @property
+    def streams(self):
+        if self.streaming is not None:
+            return self.streaming
+        plain = self.return_features and not self.return_norm
+        return plain and self.num_classes >= streaming_from()
+
     def _initializer(self, dim):
         if self._restoring:
             return keras.initializers.Constant(float("nan"))
@@ -384,11 +392,25 @@ def _let_tapes_watch(variable):
 def _check_streaming(streaming, return_features, return_norm):
     if streaming and (return_norm or not return_features):
         raise ValueError(
-            "`streaming` returns the features alone. Received: streaming=True, "
-            f"return_features={return_features}, return_norm={return_norm}. Leave the "
-            "latter two out."
+            "`streaming` returns the features alone. Received: streaming=True in a "
+            f"head with return_features={return_features}, return_norm={return_norm}. "
+            "Leave `streaming` out, or the others."
         )
-    return streaming if streaming is None else bool(streaming)
+    if streaming not in (None, True, False):
+        raise ValueError(
+            "`streaming` must be True, False or None. Received: streaming="
+            f"{streaming!r}. Leave it out for what suits the number of classes."
+        )
+    return streaming
+
+
+def _check_float(dtype):
+    if dtype is not None and "float" not in keras.backend.standardize_dtype(dtype):
+        raise ValueError(
+            "`centroids_dtype` must be a float dtype. Received: centroids_dtype="
+            f'{dtype!r}. Pass "bfloat16", or leave it out.'
+        )
+    return dtype
 
 
 def use_full_precision(layer):

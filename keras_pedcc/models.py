@@ -62,7 +62,8 @@ class PEDCCModel(keras.Model):
         # A subclass with a `call` of its own has no outputs yet.
         self._num_classes = None if outputs is None else _check_outputs(outputs)
         self._streams = outputs is not None and "logits" not in outputs
-        self._hits = None
+        self._hits = keras.metrics.Mean("accuracy") if self._streams else None
+        self._counts_hits = False
 
     def compile(
         self,
@@ -90,7 +91,7 @@ class PEDCCModel(keras.Model):
             _check_streamed_loss(loss)
             accuracy, metrics = _without_accuracy(metrics)
             _without_accuracy(weighted_metrics, allowed=False)
-            self._hits = keras.metrics.Mean("accuracy") if accuracy else None
+            self._counts_hits = accuracy
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -108,7 +109,7 @@ class PEDCCModel(keras.Model):
             config.pop("loss_weights", None)
             if self._plain_metrics and config["metrics"]:
                 config["metrics"] = config["metrics"]["logits"]
-            if self._hits is not None:
+            if self._counts_hits:
                 config["metrics"] = {
                     **(config["metrics"] or {}),
                     "logits": ["accuracy"],
@@ -136,6 +137,12 @@ class PEDCCModel(keras.Model):
                 f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
             )
         head = self._streaming_head()
+        if head is None and isinstance(y_pred, dict) and "logits" not in y_pred:
+            raise ValueError(
+                "A head that streams needs a functional model. Received: outputs "
+                f"{sorted(y_pred)} of {type(self).__name__}. Build it as "
+                "PEDCCModel(inputs, outputs), or make the head with streaming=False."
+            )
         if head is None:
             loss = self._loss_of_outputs(y, y_pred, sample_weight)
         else:
@@ -143,7 +150,7 @@ class PEDCCModel(keras.Model):
             loss = _StreamedLoss(self.loss, logits)(
                 y, y_pred["features"], sample_weight
             )
-            # With the outputs it reaches `compute_metrics` on every backend.
+            # Among the outputs it reaches `compute_metrics` on every backend.
             y_pred["hits"] = ops.stop_gradient(logits.hits)
         extra = sum(ops.sum(each) for each in self.losses)
         # Each replica has the whole of them, and Keras adds the replicas up.
@@ -152,10 +159,17 @@ class PEDCCModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = dict(y_pred)
         hits = y_pred.pop("hits", None)
-        if self._hits is not None and hits is not None:
+        if self._counts_hits and hits is not None:
             self._hits.update_state(hits)
         labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
+
+    @property
+    def metrics(self):
+        found = super().metrics
+        if self._counts_hits:
+            return found
+        return [metric for metric in found if metric is not self._hits]
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
@@ -192,16 +206,17 @@ class PEDCCModel(keras.Model):
 
 def _check_outputs(outputs):
     """Raises unless these are the outputs of a head; returns the number of classes."""
-    if isinstance(outputs, dict) and set(outputs) == {"features"}:
+    if isinstance(outputs, dict) and "features" in outputs and "logits" not in outputs:
         head = _head_of(outputs)
         if isinstance(head, CosineDense) and head.streams:
             return head.num_classes
     if not (isinstance(outputs, dict) and {"features", "logits"} <= set(outputs)):
         keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
         raise ValueError(
-            '`outputs` must be a dict with the keys "features" and "logits", or what a '
-            f"head that streams returns. Received: {keys}. Pass what `PEDCCDense` "
-            "returns, or use `PEDCCDense(return_features=False)` with `keras.Model`."
+            '`outputs` must be a dict with the keys "features" and "logits"; without '
+            "logits the features must come from a head that streams, in this model "
+            f"itself. Received: {keys}. Pass what `PEDCCDense` returns, or use "
+            "`PEDCCDense(return_features=False)` with `keras.Model`."
         )
     return outputs["logits"].shape[-1]
 
@@ -244,7 +259,7 @@ def _check_streamed_loss(loss):
 
 def _without_accuracy(metrics, allowed=True):
     """Whether accuracy is asked for, and the metrics that see the features."""
-    metrics = _for_logits(metrics) or {}
+    metrics = _for_logits([metrics] if isinstance(metrics, str) else metrics) or {}
     of_logits = metrics.get("logits") or []
     of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
     if any(metric not in ("accuracy", "acc") for metric in of_logits):

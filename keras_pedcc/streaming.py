@@ -8,8 +8,14 @@ from keras_pedcc.checks import check_whole
 from keras_pedcc.vectors import unit_vectors
 
 BLOCK_SIZE = 4096
-# From so many classes on a head streams by itself.
-STREAMING_FROM = 100_000
+# From so many classes on a head streams by itself. PyTorch, which runs each operation
+# on its own, is slower that way: it does when the logits no longer fit.
+STREAMING_FROM = {"tensorflow": 100_000, "jax": 100_000, "torch": 1_000_000}
+
+
+def streaming_from():
+    """From how many classes on a head streams by itself, on this backend."""
+    return STREAMING_FROM.get(keras.backend.backend(), 100_000)
 
 
 class StreamedLogits:
@@ -45,7 +51,7 @@ class StreamedLogits:
         """`log(1 + sum_{j != y} exp(s cos_j - s lower(cos_y)))`, and `cos_y`."""
         own = self.own(index)
         others = _others(self, index, scale)
-        self.hits = ops.cast(ops.stop_gradient(own) >= others[1], self.dtype)
+        self.hits = ops.cast(ops.stop_gradient(own) > others[1], self.dtype)
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(others[0] - scale * lowered), own
 
@@ -68,6 +74,11 @@ def _others(logits, index, scale):
         outputs = ops.stack([(top + ops.log(total))[:, 0], top[:, 0] / scale])
 
         def gradient(*args, upstream=None):
+            if not logits.training:
+                raise ValueError(
+                    "The loss of a head that streams has a gradient in training only. "
+                    "Received: training=False. Pass training=True to `compute_loss`."
+                )
             upstream = (args[0] if upstream is None else upstream)[0][:, None]
             rate = upstream / total
             slope = scale * rate * pull

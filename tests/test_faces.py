@@ -36,6 +36,7 @@ def lfw(tmp_path):
     """A file like that of LFW: 40 people with three images, half for training."""
     labels = np.repeat(np.arange(40), 3)
     split = np.where(np.arange(40) % 2, 1, 2).astype("uint8")
+    split[20:40:2] = 0  # in neither: the two parts are not of one size
     one = [[3 * p, 3 * p + 1 + fold % 2, 1, fold] for fold, p in enumerate(range(20))]
     two = [[3 * p, 3 * p + 6, 0, fold] for fold, p in enumerate(range(20))]
     pairs = np.array(one + two)
@@ -48,7 +49,7 @@ def lfw(tmp_path):
         "pairs": pairs,
         "pairs_dev_test": np.array(
             [[6 * p, 6 * p + 1, 1] for p in range(10)]
-            + [[6 * p, 6 * p + 6, 0] for p in range(10)]
+            + [[6 * p, 6 * (p + 1) % 60, 0] for p in range(10)]
         ),
     }
     path = tmp_path / "lfw.npz"
@@ -127,7 +128,7 @@ def test_result_is_what_the_kept_model_gives(lfw, run, tmp_path):
 @only_once
 @pytest.mark.slow
 def test_folder_of_people_is_tested_on_ten_folds(lfw, folder, run, tmp_path):
-    flags = ["--train", folder, "--image-size", "18", "--held-out", "0", "--fixed"]
+    flags = ["--train", folder, "--image-size", "18", "--fixed"]
     code, _ = run("--lfw", lfw, *flags)
     assert code == 0
     result = read(tmp_path / "out" / "result.json")
@@ -424,6 +425,22 @@ def spoil_columns(arrays):
     arrays["pairs_dev_test"] = arrays["pairs_dev_test"][:, :2]
 
 
+def spoil_kinds(arrays):
+    arrays["pairs_dev_test"][:, 2] = 1
+
+
+def spoil_numbers(arrays):
+    arrays["pairs_dev_test"] = arrays["pairs_dev_test"] + 0.5
+
+
+def spoil_parts(arrays):
+    arrays["pairs_dev_test"][0, :2] = 3, 4  # of Name_01, who is trained on
+
+
+def spoil_split(arrays):
+    arrays["person_dev_split"] = arrays["person_dev_split"][:-1]
+
+
 def spoil_array(arrays):
     del arrays["person_dev_split"]
 
@@ -434,7 +451,11 @@ def spoil_array(arrays):
         (spoil_pairs, "point past the 120 images"),
         (spoil_type, "must be uint8"),
         (spoil_labels, "do not fit"),
-        (spoil_columns, "must have 3 columns"),
+        (spoil_columns, "in 3 columns"),
+        (spoil_kinds, "at least two of them each. There are 0 and 20 of 20"),
+        (spoil_numbers, "must be whole numbers"),
+        (spoil_parts, "shows people of DevTrain, who are trained on: Name_01"),
+        (spoil_split, "does not fit its people"),
         (spoil_array, "has no array 'person_dev_split'"),
     ],
 )
@@ -456,7 +477,7 @@ def test_spoilt_files_end_with_one_message(lfw, run, tmp_path, spoil, message):
         (["--held-out", "0", "--score-held-out"], "from held-out people"),
         (["--held-out", "19"], "between 2 and 18"),
         (["--held-out", "5", "--crop", "19"], "between 1 and 18"),
-        (["--held-out", "5", "--min-images", "4"], "between 2 and"),
+        (["--held-out", "5", "--min-images", "4"], "Lower --min-images"),
         (["--held-out", "5", "--dropout", "1"], "--dropout must be below 1"),
         (["--held-out", "5", "--train", "nowhere"], "neither a folder nor a file"),
         (["--held-out", "5", "--train", "."], "there must be one for each person"),

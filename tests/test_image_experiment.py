@@ -340,7 +340,7 @@ def test_layers_begin_as_in_the_recipe():
         if isinstance(layer, keras.layers.PReLU):
             assert layer.alpha.shape == (1, 1, layer.output.shape[-1])
             assert (keras.ops.convert_to_numpy(layer.alpha) == 0.25).all()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale:
+        if isinstance(layer, keras.layers.BatchNormalization):
             assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
         if isinstance(layer, keras.layers.Conv2D):
             kernel = keras.ops.convert_to_numpy(layer.kernel)

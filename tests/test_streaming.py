@@ -272,13 +272,58 @@ def test_plain_head_takes_bfloat16_centroids(samples):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_head_streams_by_itself_from_many_classes_on(monkeypatch):
-    assert not PEDCCDense(99_999).streams
-    assert PEDCCDense(100_000).streams
-    assert keras_pedcc.CosineDense(100_000).streams
-    assert not PEDCCDense(100_000, streaming=False).streams
-    assert not PEDCCDense(100_000, return_features=False).streams
-    assert not PEDCCDense(100_000, return_norm=True).streams
+def test_head_streams_by_itself_from_many_classes_on():
+    many = 1_000_000 if BACKEND == "torch" else 100_000
+    assert not PEDCCDense(many - 1).streams
+    assert PEDCCDense(many).streams
+    assert not keras_pedcc.CosineDense(many).streams
+    assert not PEDCCDense(many, streaming=False).streams
+    assert not PEDCCDense(many, return_features=False).streams
+    assert not PEDCCDense(many, return_norm=True).streams
+
+
+def test_accuracy_is_counted_only_when_asked_for(samples):
+    model = make_model()
+    fit(model, samples, 1)
+    model.compile("sgd", PEDCCLoss())
+    assert list(fit(model, samples, 1)) == ["loss"]
+    for _ in range(2):
+        model.compile("sgd", PEDCCLoss(), metrics="accuracy")
+    assert len(model.metrics) == 2
+    assert sorted(fit(model, samples, 1)) == ["accuracy", "loss"]
+
+
+def test_dead_network_hits_nothing(samples):
+    model = make_model()
+    for weight in model.layers[1].weights:
+        weight.assign(keras.ops.zeros_like(weight))
+    assert model.evaluate(*samples, verbose=0, return_dict=True)["accuracy"] == 0
+
+
+def test_gradient_without_training_is_refused(case):
+    features, centroids, labels = case
+
+    def loss(x):
+        x, c = map(ops.convert_to_tensor, (x, centroids))
+        z = StreamedLogits(x, c, trained=False, block_size=8, training=False)
+        return losses.pedcc_loss(labels, z)
+
+    with pytest.raises(ValueError, match="a gradient in training only"):
+        gradient_of(loss, features)
+
+
+def test_model_without_its_head_is_told_why():
+    with pytest.raises(ValueError, match="needs a functional model"):
+        PEDCCModel.compute_loss(
+            _WithoutHead(), y=np.zeros(2), y_pred={"features": np.zeros((2, 3))}
+        )
+
+
+class _WithoutHead:
+    _loss_of_outputs = PEDCCLoss()
+
+    def _streaming_head(self):
+        return None
 
 
 @only_once
@@ -305,6 +350,8 @@ def test_trained_head_streams_too(samples):
         ({"block_size": 1.5}, TypeError, "whole number"),
         ({"streaming": True, "return_features": False}, ValueError, "alone"),
         ({"streaming": True, "return_norm": True}, ValueError, "alone"),
+        ({"streaming": "auto"}, ValueError, "must be True, False or None"),
+        ({"centroids_dtype": "int8"}, ValueError, "must be a float dtype"),
     ],
 )
 def test_head_refuses_arguments(kwargs, error, message):

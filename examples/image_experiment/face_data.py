@@ -28,7 +28,8 @@ class Faces:
         """Changes with any byte of the data."""
         value = 0
         for pairs in filter(None, (self.held_out, self.test)):
-            for array in (pairs.images, pairs.pairs, pairs.same):
+            folds = np.zeros(0) if pairs.folds is None else pairs.folds
+            for array in (pairs.images, pairs.pairs, pairs.same, folds):
                 value = zlib.crc32(np.ascontiguousarray(array), value)
         for array in (self.x_train, self.y_train):
             value = zlib.crc32(np.ascontiguousarray(array), value)
@@ -44,12 +45,19 @@ def load(args):
     Raises:
         BadInputError: The data cannot be had, or are not as they must be.
     """
+    if args.held_out is None:
+        args.held_out = 0 if args.train else 100
     test, people = read_lfw(args.lfw, development=args.train is None)
     origin = f"the development split of {args.lfw.name}"
     if args.train is not None:
         people = read_people(args.train, args.image_size, args.unreadable)
         origin = args.train.name
     people = _with_enough(people, args.min_images)
+    if len(people.names) < 2:
+        raise BadInputError(
+            f"{len(people.names)} people have {args.min_images} images or more, and "
+            "there must be 2. Lower --min-images."
+        )
     people, held_out = hold_out(people, args.held_out)
     if test.folds is None and held_out is None:
         raise BadInputError(
@@ -62,7 +70,7 @@ def load(args):
         test = dataclasses.replace(held_out, folds=fold_evenly(held_out.same))
     side = people.images.shape[1]
     test.images = resized(test.images, side)
-    crop = side * 8 // 9 // 8 * 8 if args.crop is None else args.crop
+    crop = max(8, side * 8 // 9 // 8 * 8) if args.crop is None else args.crop
     if not 1 <= crop <= side:
         raise BadInputError(
             f"--crop must lie between 1 and {side}, the side of the images. Received: "

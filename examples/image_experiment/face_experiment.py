@@ -75,9 +75,9 @@ class FaceExperiment:
         add(
             "--held-out",
             type=int,
-            default=100,
             help="so many people are not trained on, and pairs of them are watched "
-            "in training and give the threshold for the development split; 0: none",
+            "in training and give the threshold for the development split. If left out "
+            "100 there, and none with --train",
         )
         add(
             "--score-held-out",
@@ -96,7 +96,7 @@ class FaceExperiment:
     def lowest(self):
         """The smallest value allowed of each whole-number flag of the data."""
         return {
-            "image_size": 8,
+            "image_size": 9,
             "unreadable": 0,
             "min_images": 1,
             "held_out": 0,
@@ -174,7 +174,8 @@ class FaceExperiment:
             features = keras_pedcc.embed(
                 embedder, shown, batch_size=args.batch_size, flip=args.flip_test
             )
-            if not np.isfinite(features).all():
+            dead = ~np.isfinite(features).all(axis=1) | ~features.any(axis=1)
+            if dead.any():
                 return None
             return keras_pedcc.pair_scores(features, pairs=pairs.pairs)
 
@@ -186,7 +187,8 @@ class FaceExperiment:
 
     def score(self, args, images, predicted):
         """The numbers of `result.json` that say how good the model is."""
-        if predicted["test"] is None:
+        watched = images.held_out is not None
+        if predicted["test"] is None or (watched and predicted["held_out"] is None):
             return {"diverged": True, "accuracy": None}
         pixels = {"test": pixel_scores(images.test), "held_out": None}
         if images.held_out is not None:

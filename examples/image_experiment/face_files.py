@@ -83,11 +83,21 @@ def read_lfw(path, *, development):
         path, ("images", "labels", "person_dev_split", "pairs_dev_test", "people")
     )
     images = _checked_images(arrays["images"], path)
-    labels = arrays["labels"].astype("int64")
-    people = arrays["people"]
-    if len(labels) != len(images) or labels.max(initial=0) >= len(people):
+    labels, people, split = (
+        arrays[name] for name in ("labels", "people", "person_dev_split")
+    )
+    numbers = labels.dtype.kind in "iu" and labels.shape == (len(images),)
+    if not numbers or labels.min(initial=0) < 0 or labels.max() >= len(people):
         raise BadInputError(f"labels in {path} do not fit its images and people.")
-    chosen = arrays["person_dev_split"][labels] == 1
+    if len(split) != len(people):
+        raise BadInputError(f"person_dev_split in {path} does not fit its people.")
+    chosen = split[labels] == 1
+    used = _checked_rows(arrays["pairs_dev_test"], len(images), path, width=3)[:, :2]
+    if chosen[used].any():
+        raise BadInputError(
+            f"pairs_dev_test in {path} shows people of DevTrain, who are trained on: "
+            f"{people[labels[used[chosen[used]]]][0]} for one."
+        )
     names, labels = np.unique(people[labels[chosen]], return_inverse=True)
     trained = People(images[chosen], labels.astype("int32"), tuple(map(str, names)))
     return _pairs_of(images, arrays["pairs_dev_test"], path, folds=False), trained
@@ -101,24 +111,36 @@ def relabelled(people, kept):
 
 
 def _pairs_of(images, rows, path, *, folds):
-    """Rows of two indices, same or not, and perhaps the fold, checked."""
-    width = 4 if folds else 3
-    if rows.ndim != 2 or rows.shape[1] < width or not len(rows):
-        raise BadInputError(
-            f"pairs in {path} must have {width} columns: two indices, whether they "
-            f"show one person{', the fold' if folds else ''}. They are of shape "
-            f"{rows.shape}."
-        )
-    outside = ((rows[:, :2] < 0) | (rows[:, :2] >= len(images))).any(axis=1)
-    if outside.any():
-        raise BadInputError(
-            f"pairs in {path} point past the {len(images)} images: "
-            f"{rows[outside][0, :2].tolist()}, {outside.sum()} of {len(rows)} pairs."
-        )
+    """Pairs from rows of two indices, same or not, and perhaps the fold."""
+    rows = _checked_rows(rows, len(images), path, width=4 if folds else 3)
     used, index = np.unique(rows[:, :2], return_inverse=True)
     index = index.reshape(-1, 2)
     fold = rows[:, 3] if folds else None
+    if folds and len(np.unique(fold)) < 2:
+        raise BadInputError(f"pairs in {path} must lie in two folds or more.")
     return Pairs(images[used], index, rows[:, 2].astype(bool), fold)
+
+
+def _checked_rows(rows, number, path, width):
+    if rows.ndim != 2 or rows.shape[1] < width or rows.dtype.kind not in "iu":
+        raise BadInputError(
+            f"pairs in {path} must be whole numbers in {width} columns: two indices, "
+            f"whether they show one person{', the fold' if width == 4 else ''}. They "
+            f"are {rows.dtype} of shape {rows.shape}."
+        )
+    outside = ((rows[:, :2] < 0) | (rows[:, :2] >= number)).any(axis=1)
+    if outside.any():
+        raise BadInputError(
+            f"pairs in {path} point past the {number} images: "
+            f"{rows[outside][0, :2].tolist()}, {outside.sum()} of {len(rows)} pairs."
+        )
+    counts = [int((rows[:, 2] == kind).sum()) for kind in (0, 1)]
+    if sum(counts) != len(rows) or min(counts) < 2:
+        raise BadInputError(
+            f"pairs in {path} must be marked 0 or 1 in their third column, at least "
+            f"two of them each. There are {counts[0]} and {counts[1]} of {len(rows)}."
+        )
+    return rows
 
 
 def _arrays(path, names):

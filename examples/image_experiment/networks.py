@@ -114,7 +114,11 @@ def _features(x, dim, penalty, feature_norm):
     )(x)
     if feature_norm:
         x = layers.BatchNormalization(
-            center=False, scale=False, epsilon=BATCH_NORM_EPSILON, name="fc1_norm"
+            momentum=0.9,
+            center=False,
+            scale=False,
+            epsilon=BATCH_NORM_EPSILON,
+            name="fc1_norm",
         )(x)
     return x
 

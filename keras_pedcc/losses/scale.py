@@ -103,7 +103,7 @@ def scale_of(loss, logits, own):
         warnings.warn(
             f"The loss cannot fall below {floor:.2f}: `scale` is small for so many "
             f"classes. Received: scale={loss.scale:g}, with {number} classes and "
-            f'margin {margin:g}. Pass scale="auto".',
+            f'margin {margin:g}. Pass scale="auto", or a smaller margin.',
             stacklevel=2,
         )
     return loss.scale
@@ -111,7 +111,8 @@ def scale_of(loss, logits, own):
 
 def _floor(num_classes, scale, own):
     others = num_classes - 1
-    return math.log1p(others * math.exp(-scale * (own + 1 / others)))
+    exponent = math.log(others) - scale * (own + 1 / others)
+    return exponent if exponent > 100 else math.log1p(math.exp(exponent))
 
 
 def _scale(num_classes, own):
