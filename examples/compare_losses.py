@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import shlex
 import statistics
 import sys
 import threading
@@ -72,6 +73,7 @@ LOSSES = {
     "pedcc_am": ["--loss", "pedcc_am", "--fixed"],
     "pedcc_n1": ["--mse-root", "1", "--fixed"],
     "pedcc_n1_tuned": ["--mse-root", "1"],
+    "pedcc_n1_trained": ["--mse-root", "1", "--centroids", "trained"],
     "pedcc_n2": ["--mse-root", "2", "--fixed"],
     "pedcc_n2_tuned": ["--mse-root", "2"],
     "pedcc_n3": ["--mse-root", "3", "--fixed"],
@@ -401,7 +403,7 @@ def command_of(script, argv):
         while flag in words:
             at = words.index(flag)
             del words[at : at + 2]
-    return " ".join([f"python examples/{script}.py", *words])
+    return " ".join(["python", f"examples/{script}.py", *map(shlex.quote, words)])
 
 
 if __name__ == "__main__":

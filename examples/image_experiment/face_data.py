@@ -48,7 +48,7 @@ def load(args):
     if args.held_out is None:
         args.held_out = 0 if args.train else 100
     test, people = read_lfw(args.lfw, development=args.train is None)
-    origin = f"the development split of {args.lfw.name}"
+    origin = "LFW's development split"
     if args.train is not None:
         people = read_people(args.train, args.image_size, args.unreadable)
         origin = args.train.name
