@@ -7,6 +7,7 @@ from keras_pedcc.checks import check_whole, rows_without_direction
 from keras_pedcc.heads import CenterDense
 from keras_pedcc.layers import CosineDense
 from keras_pedcc.optimizers import strategy_scope
+from keras_pedcc.replicas import number_of_replicas
 from keras_pedcc.verification import (
     check_folds,
     check_pairs,
@@ -190,9 +191,15 @@ def _features_of(model):
 
 
 def _predict(embedder, images, batch_size):
-    """`embedder.predict`, also where JAX's `DataParallel` cuts every batch in parts."""
-    parts = keras.distribution.distribution()
-    parts = parts.device_mesh.devices.size if parts else 1
+    """`embedder.predict`, also where devices share every batch.
+
+    JAX's `DataParallel` cuts only what divides; a replica of TensorFlow that gets
+    nothing fails in batch normalisation.
+    """
+    distribution = keras.distribution.distribution()
+    with strategy_scope(embedder):
+        parts = number_of_replicas()
+    parts = distribution.device_mesh.devices.size if distribution else parts
     more = -len(images) % parts
     if more:
         images = np.asarray(images)

@@ -49,9 +49,18 @@ def check_batch(batch_size):
         )
 
 
-def predict_all(model, images, batch_size):
+def even_parts(args):
+    """What the number of images in every scored batch must divide by.
+
+    `DataParallel` cuts nothing else, and a replica of `MirroredStrategy` that gets
+    none of the last batch fails in TensorFlow's batch normalisation.
+    """
+    return len(_mirrored_devices()) if args.strategy == "mirrored" else parts_of_batch()
+
+
+def predict_all(model, images, args):
     """`model.predict` for any number of images, whatever the devices."""
-    more = -len(images) % parts_of_batch()
+    batch_size, more = args.batch_size, -len(images) % even_parts(args)
     filled = np.concatenate([images, images[:1].repeat(more, axis=0)])
     outputs = model.predict(filled, batch_size, verbose=0)
     return keras.tree.map_structure(lambda values: values[: len(images)], outputs)
@@ -60,9 +69,15 @@ def predict_all(model, images, batch_size):
 def _mirrored():
     import tensorflow as tf
 
+    return tf.distribute.MirroredStrategy(_mirrored_devices()).scope()
+
+
+def _mirrored_devices():
+    """Names of every GPU, or of every CPU where there is none."""
+    import tensorflow as tf
+
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    names = [device.name for device in tf.config.list_logical_devices(kind)]
-    return tf.distribute.MirroredStrategy(names).scope()
+    return [device.name for device in tf.config.list_logical_devices(kind)]
 
 
 def _split_cpu(number):

@@ -8,7 +8,7 @@ import numpy as np
 import keras_pedcc
 from image_experiment import data, figures
 from image_experiment.batches import soft_labels
-from image_experiment.devices import parts_of_batch, predict_all
+from image_experiment.devices import even_parts, predict_all
 from image_experiment.losses import has_soft_labels
 from image_experiment.networks import pixel_statistics, scaled, vgg
 from image_experiment.reporting import unit_rows
@@ -114,12 +114,12 @@ class Experiment:
         labels = images.y_test
         if has_soft_labels(args):  # the metrics expect the same form as in training
             labels = soft_labels(labels, images.num_classes)
-        # What `DataParallel` could not cut is left out here, not of the result.
-        number = len(labels) - len(labels) % parts_of_batch()
+        # What devices could not share is left out here, not of the result.
+        number = len(labels) - len(labels) % even_parts(args)
         return (images.x_test[:number], labels[:number]), []
 
     def predict(self, args, images, model):
-        return predict_all(model, images.x_test, args.batch_size)
+        return predict_all(model, images.x_test, args)
 
     def score(self, args, images, predicted):
         """The numbers of `result.json` that say how good the model is."""
