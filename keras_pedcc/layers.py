@@ -7,8 +7,11 @@ from keras import ops
 
 from keras_pedcc.centroids import METHODS, generate_pedcc
 from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
+
+FULL = ("float32", "float64")
 
 
 class MarginShare(keras.layers.Layer):
@@ -154,7 +157,7 @@ class CosineDense(keras.layers.Layer):
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = cosines(features, centroids)
+        logits = self._cosines(features, centroids, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -194,6 +197,9 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _cosines(self, features, centroids, training):
+        return cosines(features, centroids)
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
@@ -308,6 +314,7 @@ class PEDCCDense(CosineDense):
         self.method = method
         self._source = _check_source(centroids, num_classes)
         self._unfrozen = bool(kwargs["trainable"])
+        self.unit_rows = UnitRows()
         self._restoring = False
 
     @property
@@ -319,15 +326,25 @@ class PEDCCDense(CosineDense):
     def trainable(self, value):
         if not _set_by_parent():
             self._unfrozen = bool(value)
+        before = self.trainable
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
+        if self.built and self.trainable != before:
+            self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
+        # A shorter float would round unit vectors to other lengths.
+        full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
+        self.unit_rows.follow(
+            self.centroids,
+            frozen=lambda: not self.trainable,
+            known=full and not (self.trainable or self._restoring),
+        )
         if not isinstance(self._source, str | None):
             self._source = "saved"
 
@@ -351,6 +368,11 @@ class PEDCCDense(CosineDense):
             return self.streaming
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= streaming_from()
+
+    def _cosines(self, features, centroids, training):
+        if training and not self.trainable:
+            return frozen_cosines(features, centroids, self.unit_rows)
+        return cosines(features, centroids)
 
     def _initializer(self, dim):
         if self._restoring:
