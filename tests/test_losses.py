@@ -138,7 +138,7 @@ def test_vector_form_has_the_loss_as_mean(rng, root):
 
 @pytest.mark.filterwarnings("ignore:The loss cannot fall below")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", [0.999, 1.001])
+@pytest.mark.parametrize("side", [0.999, 1.25])
 @pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
 def test_largest_scale_that_needs_no_care_is_in_range(rng, kind, side, margin):
     cosines, labels = make_cosines(rng, 47, kind)
