@@ -3,10 +3,16 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import METHODS, generate_pedcc
-from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.checks import (
+    blocks_of_rows,
+    check_dim,
+    check_whole,
+    unit_centroids,
+)
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
@@ -306,7 +312,8 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
-        self._source = _check_source(centroids, num_classes)
+        dtype = self.centroids_dtype or self.variable_dtype
+        self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
         self._restoring = False
 
@@ -374,7 +381,10 @@ class PEDCCDense(CosineDense):
                 f"{dim} features. Make the layer before the head {given.shape[1]} "
                 "wide, or pass other centroids."
             )
-        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+        # By blocks: what a backend does on the way to a short dtype may be long.
+        return lambda shape, dtype: ops.concatenate(
+            [ops.convert_to_tensor(part, dtype) for part in blocks_of_rows(given)]
+        )
 
 
 def _let_tapes_watch(variable):
@@ -419,10 +429,12 @@ def use_full_precision(layer):
         layer.dtype_policy = "float32"
 
 
-def _check_source(centroids, num_classes):
+def _check_source(centroids, num_classes, dtype):
     if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
         return centroids
-    unit = check_centroids(ops.convert_to_numpy(centroids))
+    if not isinstance(centroids, np.ndarray):
+        centroids = ops.convert_to_numpy(centroids)
+    unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
     if len(unit) != num_classes:
         raise ValueError(
             "`centroids` must have one row per class. Received: centroids.shape="
