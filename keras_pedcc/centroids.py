@@ -288,7 +288,7 @@ def _construct(method, num_classes, dim, seed, dtype):
     if method == "kerdock":
         return constructions.kerdock(num_classes, dim, rng, short)
     if method == "random":
-        return _random_points(rng, (num_classes, dim)).astype(short)
+        return _random_points(rng, (num_classes, dim)).astype(short, copy=False)
     centroids = {
         "simplex": lambda: constructions.simplex(num_classes),
         "polygon": lambda: constructions.polygon(num_classes),

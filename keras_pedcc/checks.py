@@ -16,7 +16,7 @@ def check_centroids(centroids):
             "`centroids` must have shape (num_classes, dim), both at least 2. "
             f"Received: centroids.shape={centroids.shape}. Pass one row per class."
         )
-    blocks = blocks_of_rows(centroids)
+    blocks = _blocks_of_rows(centroids)
     bad = np.concatenate(
         [rows_without_direction(part.astype("float64")) for part in blocks]
     )
@@ -33,7 +33,7 @@ def unit_centroids(centroids, dtype="float64"):
     """Returns `centroids` with unit rows, computed in float64, or raises as above."""
     centroids = check_centroids(centroids)
     units = np.empty(centroids.shape, dtype)
-    parts = zip(blocks_of_rows(centroids), blocks_of_rows(units), strict=True)
+    parts = zip(_blocks_of_rows(centroids), _blocks_of_rows(units), strict=True)
     for given, unit in parts:
         rows = given.astype("float64")
         rows /= np.abs(rows).max(axis=1, keepdims=True)
@@ -41,7 +41,7 @@ def unit_centroids(centroids, dtype="float64"):
     return units
 
 
-def blocks_of_rows(array):
+def _blocks_of_rows(array):
     """Views of an array, a few thousand rows each."""
     return [array[i : i + BLOCK_ROWS] for i in range(0, len(array), BLOCK_ROWS)]
 

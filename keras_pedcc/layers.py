@@ -7,12 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
-from keras_pedcc.checks import (
-    blocks_of_rows,
-    check_dim,
-    check_whole,
-    unit_centroids,
-)
+from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
@@ -370,9 +365,7 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return lambda shape, dtype: ops.cast(
-                generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
-            )
+            return self._generated
         given = self._source
         if given.shape[1] != dim:
             raise ValueError(
@@ -381,10 +374,15 @@ class PEDCCDense(CosineDense):
                 f"{dim} features. Make the layer before the head {given.shape[1]} "
                 "wide, or pass other centroids."
             )
-        # By blocks: what a backend does on the way to a short dtype may be long.
-        return lambda shape, dtype: ops.concatenate(
-            [ops.convert_to_tensor(part, dtype) for part in blocks_of_rows(given)]
+        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+
+    def _generated(self, shape, dtype):
+        # Short from the start: a long copy beside it may be most of the memory.
+        made = dtype if dtype in DTYPES else "float32"
+        centroids = generate_pedcc(
+            *shape, method=self.method, seed=self.seed, dtype=made
         )
+        return ops.cast(centroids, dtype)
 
 
 def _let_tapes_watch(variable):
