@@ -3,10 +3,11 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import METHODS, generate_pedcc
-from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
@@ -312,7 +313,8 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
-        self._source = _check_source(centroids, num_classes)
+        dtype = self.centroids_dtype or self.variable_dtype
+        self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
         self.unit_rows = UnitRows()
         self._restoring = False
@@ -385,9 +387,7 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return lambda shape, dtype: ops.cast(
-                generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
-            )
+            return self._generated
         given = self._source
         if given.shape[1] != dim:
             raise ValueError(
@@ -397,6 +397,14 @@ class PEDCCDense(CosineDense):
                 "wide, or pass other centroids."
             )
         return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+
+    def _generated(self, shape, dtype):
+        # Short from the start: a long copy beside it may be most of the memory.
+        made = dtype if dtype in DTYPES else "float32"
+        centroids = generate_pedcc(
+            *shape, method=self.method, seed=self.seed, dtype=made
+        )
+        return ops.cast(centroids, dtype)
 
 
 def _let_tapes_watch(variable):
@@ -441,10 +449,12 @@ def use_full_precision(layer):
         layer.dtype_policy = "float32"
 
 
-def _check_source(centroids, num_classes):
+def _check_source(centroids, num_classes, dtype):
     if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
         return centroids
-    unit = check_centroids(ops.convert_to_numpy(centroids))
+    if not isinstance(centroids, np.ndarray):
+        centroids = ops.convert_to_numpy(centroids)
+    unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
     if len(unit) != num_classes:
         raise ValueError(
             "`centroids` must have one row per class. Received: centroids.shape="

@@ -153,6 +153,12 @@ def _block(scaled, centroids, index, start, size):
 
 
 def _rows(centroids, start, size, dtype):
+    if keras.backend.backend() == "jax" and centroids.dtype != dtype:
+        import jax
+
+        # On the CPU XLA would cast all of them before the loop over the blocks.
+        start = ops.convert_to_tensor(start, "int32")
+        centroids, start = jax.lax.optimization_barrier((centroids, start))
     rows = ops.slice(centroids, (start, 0), (size, centroids.shape[1]))
     return ops.cast(rows, dtype)
 
