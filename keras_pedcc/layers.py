@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_pedcc.centroids import METHODS, generate_pedcc
 from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
@@ -146,15 +147,17 @@ class CosineDense(keras.layers.Layer):
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
+            layout=self._layout,
         )
 
     def call(self, inputs, training=None):
+        check_layout(self, self._layout)
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = cosines(features, centroids)
+        logits = self._logits(features, centroids)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -162,6 +165,12 @@ class CosineDense(keras.layers.Layer):
             outputs["norm"] = lengths(inputs)
             outputs["iterations"] = self._count(inputs, training)
         return outputs
+
+    def save_own_variables(self, store):
+        values = {}
+        super().save_own_variables(values)
+        for key, value in values.items():
+            store[key] = value if self._layout is None else self._layout.whole(value)
 
     def get_config(self):
         config = super().get_config()
@@ -177,6 +186,8 @@ class CosineDense(keras.layers.Layer):
         return config
 
     def _add_weights(self, dim, initializer):
+        self._layout = class_layout(f"{self.path}/centroids")
+        check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
             shape=(self.num_classes, dim),
             initializer=initializer,
@@ -194,6 +205,13 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _logits(self, features, centroids):
+        if self._layout is None or not self._layout.cuts_batch_too:
+            return cosines(features, centroids)
+        # Left to itself, XLA would bring the centroids together, or send cosines.
+        logits = cosines(self._layout.for_all_classes(features), centroids)
+        return self._layout.spread(logits, (None, self._layout.axes[0]))
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
@@ -363,8 +381,11 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return lambda shape, dtype: ops.cast(
-                generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
+            return _Made(
+                self,
+                lambda shape, dtype: ops.cast(
+                    generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
+                ),
             )
         given = self._source
         if given.shape[1] != dim:
@@ -374,7 +395,24 @@ class PEDCCDense(CosineDense):
                 f"{dim} features. Make the layer before the head {given.shape[1]} "
                 "wide, or pass other centroids."
             )
-        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+        return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
+
+
+class _Made(keras.initializers.Initializer):
+    """Makes the centroids of a head whole, and cuts them over the devices.
+
+    An initializer with `layout` is not compiled by Keras, which it would be when they
+    are large, with the whole array as a constant of the program.
+    """
+
+    def __init__(self, head, make):
+        self.head, self.make = head, make
+
+    def __call__(self, shape, dtype=None, layout=None):
+        made = self.make(shape, dtype)
+        if layout is None:
+            return made
+        return self.head._layout.spread(made, self.head._layout.axes)
 
 
 def _let_tapes_watch(variable):
