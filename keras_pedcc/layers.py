@@ -372,7 +372,10 @@ class PEDCCDense(CosineDense):
 
     def _initializer(self, dim):
         if self._restoring:
-            return keras.initializers.Constant(float("nan"))
+            # Processes compare what each places, and NaN equals nothing. The cosines
+            # to infinity are NaN, too.
+            alone = keras.distribution.distribution() is None
+            return keras.initializers.Constant(float("nan" if alone else "inf"))
         if isinstance(self._source, str):
             raise ValueError(
                 "A layer with given `centroids` cannot be made again from its config "

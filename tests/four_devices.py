@@ -153,6 +153,18 @@ def test_device_holds_its_share_of_centroids_and_slots(samples, rows):
         assert shares(variable) == [share_of(rows)] * 4
 
 
+def test_slots_are_cut_in_a_loaded_model_too(samples, tmp_path):
+    model = make_model(None)
+    adam = keras.optimizers.Adam(0.1)
+    fit(model, samples, callbacks=[keras_pedcc.FinetuneCallback(1, optimizer=adam)])
+    model.get_layer("head").trainable = False  # a stand-in takes the centroids' place
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not loaded.get_layer("head").trainable
+    slots = [v for v in loaded.optimizer.variables if v.shape == (CLASSES, DIM)]
+    assert [shares(slot) for slot in slots] == 2 * [[share_of(None)] * 4]
+
+
 def compiled(model, samples):
     """The program of the training step, as XLA made it."""
     x, y = (array[:BATCH] for array in samples)
