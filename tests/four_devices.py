@@ -7,8 +7,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from many_classes_page import small_program
 
 import keras_pedcc
+from benchmarks import class_parallel
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
 from keras_pedcc.sharding import class_layout
 from keras_pedcc.streaming import StreamedLogits, nearest_classes
@@ -229,6 +231,15 @@ def test_memory_of_the_step_is_that_of_the_share(samples, rows):
     assert blocks < centroids / 4
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_memory_on_paper_is_that_measured(trained):
+    args = class_parallel.parse_args(["--classes", "65536", "--block-size", "1024"])
+    found = class_parallel.measure(args, "float32", trained)
+    assert found["centroids_mib"] == found["centroids_on_paper_mib"] == 8
+    paper = found["temporary_on_paper_mib"]
+    assert found["temporary_mib"] == pytest.approx(paper, rel=0.15)
+
+
 def test_large_centroids_are_made_and_cut(rng):
     # So many that Keras would compile the initializer, with them as a constant.
     assert 4 * 4 * 2**17 * 128 > 250 * 2**20
@@ -287,6 +298,15 @@ def test_search_on_four_devices_is_that_on_one(samples, rng, rows, k, size):
     expected = nearest_classes(features, centroids.numpy(), k, block_size=size)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_program_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(small_program(), scope)
+    assert shares(scope["head"].centroids) == [16] * 4
+    assert np.isfinite(scope["model"].evaluate(scope["Images"](), verbose=0)).all()
+    assert (tmp_path / "many_0.keras").exists()
 
 
 # Bad input

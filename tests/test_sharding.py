@@ -9,6 +9,7 @@ import sys
 
 import keras
 import pytest
+from many_classes_page import small_program
 
 import keras_pedcc
 
@@ -41,12 +42,9 @@ def free_port():
         return server.getsockname()[1]
 
 
-def together(kind, folder, number=2):
-    """What each of `number` processes that train together leaves."""
-    folder = folder / kind
-    folder.mkdir()
+def together(program, folder, *arguments, number=2):
+    """Runs a program in `number` processes that train together."""
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, str(FOLDER / "two_processes.py"), kind, str(folder)]
     runs = []
     for rank in range(number):
         environment = os.environ | {
@@ -59,7 +57,11 @@ def together(kind, folder, number=2):
         with (folder / f"{rank}.log").open("w") as log:
             runs.append(
                 subprocess.Popen(
-                    command, env=environment, cwd=FOLDER.parent, stdout=log, stderr=log
+                    [sys.executable, str(program), *arguments],
+                    env=environment,
+                    cwd=folder,
+                    stdout=log,
+                    stderr=log,
                 )
             )
     try:
@@ -69,20 +71,38 @@ def together(kind, folder, number=2):
             run.kill()
     logs = [(folder / f"{rank}.log").read_text() for rank in range(number)]
     assert codes == [0] * number, "\n".join(logs)
+
+
+def trained(kind, folder, number=2):
+    """What each process leaves."""
+    folder = folder / kind
+    folder.mkdir()
+    together(FOLDER / "two_processes.py", folder, kind, str(folder), number=number)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(number)]
 
 
 @on_jax
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
-    [alone] = together("alone", tmp_path, 1)
+    [alone] = trained("alone", tmp_path, 1)
     for kind, rows in {"both": [20], "classes": [20], "batch": [40]}.items():
-        both = together(kind, tmp_path)
+        both = trained(kind, tmp_path)
         assert [each.pop("rows") for each in both] == [rows, rows]
         assert both[0]["loss"] == both[1]["loss"]
         for name in ("loss", "accuracy", "evaluated"):
             assert both[0][name] == pytest.approx(alone[name], rel=1e-5)
         assert both[0]["nearest"] == alone["nearest"]
+
+
+@on_jax
+@pytest.mark.slow
+def test_program_of_the_page_runs_in_two_processes(tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(small_program())
+    together(program, tmp_path)
+    for rank in range(2):
+        model = keras.saving.load_model(tmp_path / f"many_{rank}.keras")
+        assert model.get_layer("head").centroids.shape == (64, 16)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="what others are told")
