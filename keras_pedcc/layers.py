@@ -9,6 +9,7 @@ from keras import ops
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.frozen import UnitRows, frozen_cosines
+from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
@@ -150,15 +151,17 @@ class CosineDense(keras.layers.Layer):
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
+            layout=self._layout,
         )
 
     def call(self, inputs, training=None):
+        check_layout(self, self._layout)
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = self._cosines(features, centroids, training)
+        logits = self._logits(features, centroids, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -166,6 +169,12 @@ class CosineDense(keras.layers.Layer):
             outputs["norm"] = lengths(inputs)
             outputs["iterations"] = self._count(inputs, training)
         return outputs
+
+    def save_own_variables(self, store):
+        values = {}
+        super().save_own_variables(values)
+        for key, value in values.items():
+            store[key] = value if self._layout is None else self._layout.whole(value)
 
     def get_config(self):
         config = super().get_config()
@@ -181,6 +190,8 @@ class CosineDense(keras.layers.Layer):
         return config
 
     def _add_weights(self, dim, initializer):
+        self._layout = class_layout(f"{self.path}/centroids")
+        check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
             shape=(self.num_classes, dim),
             initializer=initializer,
@@ -198,6 +209,14 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _logits(self, features, centroids, training):
+        layout = self._layout
+        if layout is None or not layout.cuts_batch_too:
+            return self._cosines(features, centroids, training)
+        # Left to itself, XLA would bring the centroids together, or send cosines.
+        logits = self._cosines(layout.for_all_classes(features), centroids, training)
+        return layout.spread(logits, (None, layout.axes[0]))
 
     def _cosines(self, features, centroids, training):
         return cosines(features, centroids)
@@ -332,7 +351,7 @@ class PEDCCDense(CosineDense):
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
-        if self.built and self.trainable != before:
+        if self.built and self.trainable != before and self._layout is None:
             self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
@@ -340,6 +359,12 @@ class PEDCCDense(CosineDense):
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
+        if self._layout is None:
+            self._follow_lengths()
+        if not isinstance(self._source, str | None):
+            self._source = "saved"
+
+    def _follow_lengths(self):
         # A shorter float would round unit vectors to other lengths.
         full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
         self.unit_rows.follow(
@@ -347,8 +372,6 @@ class PEDCCDense(CosineDense):
             frozen=lambda: not self.trainable,
             known=full and not (self.trainable or self._restoring),
         )
-        if not isinstance(self._source, str | None):
-            self._source = "saved"
 
     def build_from_config(self, config):
         # The weights come from the file: nothing is generated for them.
@@ -372,13 +395,16 @@ class PEDCCDense(CosineDense):
         return plain and self.num_classes >= streaming_from()
 
     def _cosines(self, features, centroids, training):
-        if training and not self.trainable:
+        if training and not self.trainable and self._layout is None:
             return frozen_cosines(features, centroids, self.unit_rows)
         return cosines(features, centroids)
 
     def _initializer(self, dim):
         if self._restoring:
-            return keras.initializers.Constant(float("nan"))
+            # Processes compare what each places, and NaN equals nothing. The cosines
+            # to infinity are NaN, too.
+            alone = keras.distribution.distribution() is None
+            return keras.initializers.Constant(float("nan" if alone else "inf"))
         if isinstance(self._source, str):
             raise ValueError(
                 "A layer with given `centroids` cannot be made again from its config "
@@ -387,7 +413,7 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return self._generated
+            return _Made(self, self._generated)
         given = self._source
         if given.shape[1] != dim:
             raise ValueError(
@@ -396,7 +422,7 @@ class PEDCCDense(CosineDense):
                 f"{dim} features. Make the layer before the head {given.shape[1]} "
                 "wide, or pass other centroids."
             )
-        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+        return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
 
     def _generated(self, shape, dtype):
         # Short from the start: a long copy beside it may be most of the memory.
@@ -405,6 +431,23 @@ class PEDCCDense(CosineDense):
             *shape, method=self.method, seed=self.seed, dtype=made
         )
         return ops.cast(centroids, dtype)
+
+
+class _Made(keras.initializers.Initializer):
+    """Makes the centroids of a head whole, and cuts them over the devices.
+
+    An initializer with `layout` is not compiled by Keras, which it would be when they
+    are large, with the whole array as a constant of the program.
+    """
+
+    def __init__(self, head, make):
+        self.head, self.make = head, make
+
+    def __call__(self, shape, dtype=None, layout=None):
+        made = self.make(shape, dtype)
+        if layout is None:
+            return made
+        return self.head._layout.spread(made, self.head._layout.axes)
 
 
 def _let_tapes_watch(variable):
