@@ -2,11 +2,12 @@
 
     KERAS_BACKEND=tensorflow python benchmarks/many_classes.py --result FILE
 
-Three heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
-`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes. A
-step is `train_on_batch` with SGD and momentum. Each case runs in a process of its own,
-the cases in turn, `--rounds` times; time is the median over the steps of all rounds,
-memory the largest growth of the process during the steps.
+Heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
+`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes;
+`sampled`, where it is asked for, the same with a part of the classes. A step is
+`train_on_batch` with SGD and momentum. Each case runs in a process of its own, the
+cases in turn, `--rounds` times; time is the median over the steps of all rounds, memory
+the largest growth of the process during the steps.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import time
 
 HEADS = ("softmax", "pedcc", "streaming")
+ALL_HEADS = (*HEADS, "sampled")
 
 
 def main(argv=None):
@@ -49,6 +51,7 @@ def in_process(case, args):
     flags = ["--case", head, "--classes", number, "--dim", args.dim]
     flags += ["--batch-size", args.batch_size, "--steps", args.steps]
     flags += ["--centroids-dtype", args.centroids_dtype]
+    flags += ["--sampling-rate", args.sampling_rate]
     command = [sys.executable, __file__, *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -119,7 +122,8 @@ def make_model(head, args):
         layer = keras_pedcc.CosineDense(
             number,
             trainable=False,
-            streaming=head == "streaming",
+            streaming=head in ("streaming", "sampled"),
+            sampling_rate=args.sampling_rate if head == "sampled" else None,
             centroids_dtype=args.centroids_dtype,
         )
         model, loss = keras_pedcc.PEDCCModel(inputs, layer(x)), keras_pedcc.PEDCCLoss()
@@ -140,14 +144,15 @@ def parse_args(argv):
     )
     add = parser.add_argument
     add("--classes", type=int, nargs="+", default=[10_000, 50_000, 131_072])
-    add("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    add("--heads", nargs="+", choices=ALL_HEADS, default=list(HEADS))
     add("--dim", type=int, default=256)
     add("--batch-size", type=int, default=256)
     add("--centroids-dtype", default="float32")
+    add("--sampling-rate", type=float, default=0.1, help="of the head `sampled`")
     add("--steps", type=int, default=5, help="timed, of each round")
     add("--rounds", type=int, default=3)
     add("--result", type=pathlib.Path, help="JSON file to write")
-    add("--case", choices=HEADS, help=argparse.SUPPRESS)
+    add("--case", choices=ALL_HEADS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     for name in ("dim", "batch_size", "steps", "rounds"):
         if getattr(args, name) < 1:
