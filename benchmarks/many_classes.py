@@ -3,9 +3,10 @@
     KERAS_BACKEND=tensorflow python benchmarks/many_classes.py --result FILE
     python benchmarks/many_classes.py --draw FILE --figure growth.png
 
-Three heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
-`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes. A
-step is `train_on_batch` with SGD and momentum. Each case runs in a process of its own,
+Heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
+`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes;
+`sampled`, where it is asked for, the same with a part of the classes. A step is
+`train_on_batch` with SGD and momentum. Each case runs in a process of its own,
 the cases in turn, `--rounds` times; time is the median over the steps of all rounds,
 `growth_mib` by how much the process grows during the steps, `peak_mib` the most that it
 holds from its start on, with imports and the making of the centroids. Batches other
@@ -27,7 +28,9 @@ HEADS = {
     "softmax": "Dense, cross entropy",
     "pedcc": "PEDCC",
     "streaming": "PEDCC, by blocks of classes",
+    "sampled": "PEDCC, sampled classes",
 }
+DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
 QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
 CENTROIDS = ("random", "array", "generated")
 
@@ -81,6 +84,7 @@ def in_process(case, args):
     flags += ["--batch-size", batch, "--steps", args.steps]
     flags += ["--centroids", args.centroids]
     flags += ["--centroids-dtype", args.centroids_dtype]
+    flags += ["--sampling-rate", args.sampling_rate]
     command = [sys.executable, __file__, *map(str, flags)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -152,20 +156,23 @@ def make_model(head, args):
         model = keras.Model(inputs, outputs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
-        outputs = make_head(head == "streaming", args)(x)
+        outputs = make_head(head, args)(x)
         model, loss = keras_pedcc.PEDCCModel(inputs, outputs), keras_pedcc.PEDCCLoss()
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model
 
 
-def make_head(streaming, args):
+def make_head(name, args):
     """A head with frozen centroids; how these lie changes no time."""
     import numpy as np
 
     import keras_pedcc
 
     number = args.classes[0]
-    options = {"streaming": streaming, "centroids_dtype": args.centroids_dtype}
+    options = {"streaming": name == "streaming"}
+    if name == "sampled":
+        options = {"sampling_rate": args.sampling_rate}
+    options["centroids_dtype"] = args.centroids_dtype
     if args.centroids == "random":
         return keras_pedcc.CosineDense(number, trainable=False, **options)
     if args.centroids == "array":
@@ -221,7 +228,8 @@ def draw_panel(axis, rows, along, key):
     from image_experiment.figures import OTHER, OWN, TRAINING
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    for (head, label), color in zip(HEADS.items(), (TRAINING, OTHER, OWN), strict=True):
+    colors = (TRAINING, OTHER, OWN, "C4")
+    for (head, label), color in zip(HEADS.items(), colors, strict=True):
         own = sorted((row[along], row[key]) for row in rows if row["head"] == head)
         if own:
             x, y = zip(*own, strict=True)
@@ -267,12 +275,13 @@ def parse_args(argv):
     )
     add = parser.add_argument
     add("--classes", type=int, nargs="+", default=[10_000, 50_000, 131_072])
-    add("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    add("--heads", nargs="+", choices=HEADS, default=list(DEFAULT_HEADS))
     add("--dim", type=int, default=256)
     add("--batch-size", type=int, nargs="+", default=[256], help="others: see above")
     add("--batch-classes", type=int, default=50_000, help="with other batch sizes")
     add("--centroids", choices=CENTROIDS, default="random")
     add("--centroids-dtype", default="float32")
+    add("--sampling-rate", type=float, default=0.1, help="of the head `sampled`")
     add("--steps", type=int, default=5, help="timed, of each round")
     add("--rounds", type=int, default=3)
     add("--result", type=pathlib.Path, help="JSON file to write")

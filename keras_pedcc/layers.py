@@ -9,6 +9,7 @@ from keras import ops
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.frozen import UnitRows, frozen_cosines
+from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
 from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
@@ -71,6 +72,11 @@ class CosineDense(keras.layers.Layer):
             them; the loss, with a margin and class indices as labels, must be in a
             `PEDCCModel`. `None` is False here; `PEDCCDense` knows when.
         block_size: int, at least 1. Classes per block, when streaming.
+        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
+            each training step draws, beside those of its batch, for a head that streams
+            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            of training is lower in the mean than the exact one, and the accuracy of
+            training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
@@ -90,7 +96,8 @@ class CosineDense(keras.layers.Layer):
         TypeError: `num_classes` is not a whole number.
         ValueError: `num_classes` or the last dimension of the input is below 2;
             a norm is asked for without features, or streaming with a norm or without
-            features; `block_size` is below 1.
+            features; `block_size` is below 1; `sampling_rate` is outside (0, 1], or
+            given to a head that does not stream.
 
     Example:
 
@@ -111,6 +118,7 @@ class CosineDense(keras.layers.Layer):
         kernel_initializer="random_normal",
         streaming=None,
         block_size=BLOCK_SIZE,
+        sampling_rate=None,
         centroids_dtype=None,
         **kwargs,
     ):
@@ -128,6 +136,11 @@ class CosineDense(keras.layers.Layer):
         check_whole(1, block_size=block_size)
         self.streaming = _check_streaming(streaming, return_features, return_norm)
         self.block_size = int(block_size)
+        self.sampling_rate = check_sampling(
+            sampling_rate, streaming, return_features, return_norm
+        )
+        if self.sampling_rate is not None:
+            self.seed_generator = keras.random.SeedGenerator()
         self.centroids_dtype = _check_float(centroids_dtype)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
@@ -139,12 +152,12 @@ class CosineDense(keras.layers.Layer):
     @property
     def streams(self):
         """Whether the logits are left to the loss."""
-        if self.streaming is not None:
-            return self.streaming
-        return False
+        return bool(self.streaming) or self.sampling_rate is not None
 
     def stream(self, features, training):
         """The logits that this head leaves to the loss, as `StreamedLogits`."""
+        if training and self.sampling_rate is not None:
+            return self._sample(features)
         return StreamedLogits(
             features,
             ops.convert_to_tensor(self.centroids),
@@ -152,6 +165,15 @@ class CosineDense(keras.layers.Layer):
             block_size=self.block_size,
             training=training,
             layout=self._layout,
+        )
+
+    def _sample(self, features):
+        return SampledLogits(
+            features,
+            ops.convert_to_tensor(self.centroids),
+            trained=self.trainable,
+            number=number_of_samples(self.num_classes, self.sampling_rate),
+            seed=self.seed_generator,
         )
 
     def call(self, inputs, training=None):
@@ -183,6 +205,7 @@ class CosineDense(keras.layers.Layer):
         config["return_norm"] = self.return_norm
         config["streaming"] = self.streaming
         config["block_size"] = self.block_size
+        config["sampling_rate"] = self.sampling_rate
         config["centroids_dtype"] = self.centroids_dtype
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
@@ -266,6 +289,11 @@ class PEDCCDense(CosineDense):
             that way, from 1,000,000, unless `return_features` or `return_norm` say
             otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
+        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
+            each training step draws, beside those of its batch, for a head that streams
+            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            of training is lower in the mean than the exact one, and the accuracy of
+            training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
@@ -287,7 +315,8 @@ class PEDCCDense(CosineDense):
         ValueError: A size is below 2, `method` is unknown, `centroids` has
             another shape, a NaN, or a row of zeros; a norm is asked for without
             features, or streaming with a norm or without features; `block_size` is
-            below 1.
+            below 1; `sampling_rate` is outside (0, 1], or given to a head that does
+            not stream.
 
     Example:
 
@@ -310,6 +339,7 @@ class PEDCCDense(CosineDense):
         return_norm=False,
         streaming=None,
         block_size=BLOCK_SIZE,
+        sampling_rate=None,
         centroids_dtype=None,
         **kwargs,
     ):
@@ -321,6 +351,7 @@ class PEDCCDense(CosineDense):
             return_norm=return_norm,
             streaming=streaming,
             block_size=block_size,
+            sampling_rate=sampling_rate,
             centroids_dtype=centroids_dtype,
             **kwargs,
         )
@@ -389,8 +420,8 @@ class PEDCCDense(CosineDense):
 
     @property
     def streams(self):
-        if self.streaming is not None:
-            return self.streaming
+        if self.streaming is not None or self.sampling_rate is not None:
+            return self.streaming is not False
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= streaming_from()
 
