@@ -154,7 +154,7 @@ class CosineDense(keras.layers.Layer):
         """Whether the logits are left to the loss."""
         return bool(self.streaming) or self.sampling_rate is not None
 
-    def stream(self, features, training):
+    def stream(self, features, training, ranked=False):
         """The logits that this head leaves to the loss, as `StreamedLogits`."""
         if training and self.sampling_rate is not None:
             return self._sample(features)
@@ -164,6 +164,7 @@ class CosineDense(keras.layers.Layer):
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
+            ranked=ranked,
             layout=self._layout,
         )
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.checks import check_positive
-from keras_pedcc.streaming import StreamedLogits
+from keras_pedcc.streaming import StreamedLogits, not_below
 from keras_pedcc.vectors import unit_vectors
 
 
@@ -55,8 +55,8 @@ class SampledLogits(StreamedLogits):
     def entropy(self, index, lower, scale):
         """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`, and `cos_y`.
 
-        With w_j the weights of `drawn_classes`. `hits` is whether the own class is
-        nearest among the classes of this step.
+        With w_j the weights of `drawn_classes`. `rank` is that among the classes of
+        this step.
         """
         own = self.own(index)
         classes, log_weights = drawn_classes(
@@ -68,8 +68,8 @@ class SampledLogits(StreamedLogits):
         # The own class is masked: subtracting it from the sum would cancel.
         out = ops.equal(classes, index[:, None]) | (log_weights == -np.inf)
         scores = ops.where(out, -np.inf, scale * cosines + log_weights)
-        nearest = ops.max(ops.where(out, -np.inf, cosines), axis=1)
-        self.hits = ops.cast(ops.stop_gradient(own > nearest), self.dtype)
+        others = ops.where(out, -np.inf, cosines)
+        self.rank = ops.sum(not_below(others, own[:, None]), axis=1)
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered), own
 

@@ -266,7 +266,9 @@ def test_hits_are_counted_among_the_classes_of_the_step(case):
     losses.pedcc_loss(labels, z)
     cosines = features @ unit(centroids)[classes].T
     hits = classes[cosines.argmax(axis=1)] == labels
-    assert numpy_of(z.hits).tolist() == hits.tolist()
+    assert (numpy_of(z.rank) == 0).tolist() == hits.tolist()
+    own = np.sum(features * unit(centroids)[labels], axis=1, keepdims=True)
+    assert numpy_of(z.rank).tolist() == (cosines > own + 1e-6).sum(axis=1).tolist()
     nearest = (features @ unit(centroids).T).argmax(axis=1)
     assert hits.sum() > (nearest == labels).sum()  # the others were not there
 
