@@ -286,9 +286,9 @@ class PEDCCDense(CosineDense):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
-            that way, from 1,000,000, unless `return_features` or `return_norm` say
-            otherwise.
+            `PEDCCModel`. `None`: from 100,000 classes on, on JAX from 50,000, on
+            PyTorch, which is slower that way, from 1,000,000, unless
+            `return_features` or `return_norm` say otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams
