@@ -34,7 +34,7 @@ def _tensorflow_step(head, loss, optimizer):
     def step(features, labels):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            value = loss(labels, head(features))
+            value = loss(labels, head(features, training=True))
         trained = [v.value for v in head.trainable_variables]
         slope, *slopes = tape.gradient(value, [features, *trained])
         if optimizer:
@@ -50,7 +50,7 @@ def _jax_step(head, loss, optimizer):
     fixed = [v.value for v in head.non_trainable_variables]
 
     def value_of(features, trained, labels):
-        outputs, _ = head.stateless_call(trained, fixed, features)
+        outputs, _ = head.stateless_call(trained, fixed, features, training=True)
         return loss(labels, outputs)
 
     @jax.jit
@@ -77,7 +77,7 @@ def _torch_step(head, loss, optimizer):
     def step(features, labels):
         features = features.detach().requires_grad_()
         head.zero_grad()
-        loss(labels, head(features)).backward()
+        loss(labels, head(features, training=True)).backward()
         if optimizer:
             slopes = [v.value.grad for v in head.trainable_variables]
             optimizer.apply(slopes, head.trainable_variables)

@@ -27,6 +27,7 @@ from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import FinetuneOptimizer
 from keras_pedcc.report import centroid_report
 from keras_pedcc.retrieval import retrieval_report
+from keras_pedcc.sharding import class_parallel
 from keras_pedcc.storage import load_centroids, save_centroids
 from keras_pedcc.streaming import nearest_classes
 from keras_pedcc.verification import pair_scores, roc_curve, verification_report
@@ -56,6 +57,7 @@ __all__ = [
     "VerificationCallback",
     "assign_classes",
     "centroid_report",
+    "class_parallel",
     "embed",
     "embedder",
     "generate_pedcc",

@@ -3,13 +3,18 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import METHODS, generate_pedcc
-from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.checks import check_dim, check_whole, unit_centroids
+from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
+from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
+
+FULL = ("float32", "float64")
 
 
 class MarginShare(keras.layers.Layer):
@@ -159,6 +164,7 @@ class CosineDense(keras.layers.Layer):
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
+            layout=self._layout,
         )
 
     def _sample(self, features):
@@ -171,12 +177,13 @@ class CosineDense(keras.layers.Layer):
         )
 
     def call(self, inputs, training=None):
+        check_layout(self, self._layout)
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = cosines(features, centroids)
+        logits = self._logits(features, centroids, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -184,6 +191,12 @@ class CosineDense(keras.layers.Layer):
             outputs["norm"] = lengths(inputs)
             outputs["iterations"] = self._count(inputs, training)
         return outputs
+
+    def save_own_variables(self, store):
+        values = {}
+        super().save_own_variables(values)
+        for key, value in values.items():
+            store[key] = value if self._layout is None else self._layout.whole(value)
 
     def get_config(self):
         config = super().get_config()
@@ -200,6 +213,8 @@ class CosineDense(keras.layers.Layer):
         return config
 
     def _add_weights(self, dim, initializer):
+        self._layout = class_layout(f"{self.path}/centroids")
+        check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
             shape=(self.num_classes, dim),
             initializer=initializer,
@@ -217,6 +232,17 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _logits(self, features, centroids, training):
+        layout = self._layout
+        if layout is None or not layout.cuts_batch_too:
+            return self._cosines(features, centroids, training)
+        # Left to itself, XLA would bring the centroids together, or send cosines.
+        logits = self._cosines(layout.for_all_classes(features), centroids, training)
+        return layout.spread(logits, (None, layout.axes[0]))
+
+    def _cosines(self, features, centroids, training):
+        return cosines(features, centroids)
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
@@ -337,8 +363,10 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
-        self._source = _check_source(centroids, num_classes)
+        dtype = self.centroids_dtype or self.variable_dtype
+        self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
+        self.unit_rows = UnitRows()
         self._restoring = False
 
     @property
@@ -350,17 +378,31 @@ class PEDCCDense(CosineDense):
     def trainable(self, value):
         if not _set_by_parent():
             self._unfrozen = bool(value)
+        before = self.trainable
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
+        if self.built and self.trainable != before and self._layout is None:
+            self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
+        if self._layout is None:
+            self._follow_lengths()
         if not isinstance(self._source, str | None):
             self._source = "saved"
+
+    def _follow_lengths(self):
+        # A shorter float would round unit vectors to other lengths.
+        full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
+        self.unit_rows.follow(
+            self.centroids,
+            frozen=lambda: not self.trainable,
+            known=full and not (self.trainable or self._restoring),
+        )
 
     def build_from_config(self, config):
         # The weights come from the file: nothing is generated for them.
@@ -383,9 +425,17 @@ class PEDCCDense(CosineDense):
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= streaming_from()
 
+    def _cosines(self, features, centroids, training):
+        if training and not self.trainable and self._layout is None:
+            return frozen_cosines(features, centroids, self.unit_rows)
+        return cosines(features, centroids)
+
     def _initializer(self, dim):
         if self._restoring:
-            return keras.initializers.Constant(float("nan"))
+            # Processes compare what each places, and NaN equals nothing. The cosines
+            # to infinity are NaN, too.
+            alone = keras.distribution.distribution() is None
+            return keras.initializers.Constant(float("nan" if alone else "inf"))
         if isinstance(self._source, str):
             raise ValueError(
                 "A layer with given `centroids` cannot be made again from its config "
@@ -394,9 +444,7 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return lambda shape, dtype: ops.cast(
-                generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
-            )
+            return _Made(self, self._generated)
         given = self._source
         if given.shape[1] != dim:
             raise ValueError(
@@ -405,7 +453,32 @@ class PEDCCDense(CosineDense):
                 f"{dim} features. Make the layer before the head {given.shape[1]} "
                 "wide, or pass other centroids."
             )
-        return lambda shape, dtype: ops.convert_to_tensor(given, dtype)
+        return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
+
+    def _generated(self, shape, dtype):
+        # Short from the start: a long copy beside it may be most of the memory.
+        made = dtype if dtype in DTYPES else "float32"
+        centroids = generate_pedcc(
+            *shape, method=self.method, seed=self.seed, dtype=made
+        )
+        return ops.cast(centroids, dtype)
+
+
+class _Made(keras.initializers.Initializer):
+    """Makes the centroids of a head whole, and cuts them over the devices.
+
+    An initializer with `layout` is not compiled by Keras, which it would be when they
+    are large, with the whole array as a constant of the program.
+    """
+
+    def __init__(self, head, make):
+        self.head, self.make = head, make
+
+    def __call__(self, shape, dtype=None, layout=None):
+        made = self.make(shape, dtype)
+        if layout is None:
+            return made
+        return self.head._layout.spread(made, self.head._layout.axes)
 
 
 def _let_tapes_watch(variable):
@@ -450,10 +523,12 @@ def use_full_precision(layer):
         layer.dtype_policy = "float32"
 
 
-def _check_source(centroids, num_classes):
+def _check_source(centroids, num_classes, dtype):
     if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
         return centroids
-    unit = check_centroids(ops.convert_to_numpy(centroids))
+    if not isinstance(centroids, np.ndarray):
+        centroids = ops.convert_to_numpy(centroids)
+    unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
     if len(unit) != num_classes:
         raise ValueError(
             "`centroids` must have one row per class. Received: centroids.shape="

@@ -170,14 +170,19 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         return [(optimizer, places) for optimizer, places in shares if places]
 
     def _complete(self, centroids):
-        """`centroids`, with a stand-in of the same shape for each that is missing."""
+        """`centroids`, with a stand-in of the same shape for each that is missing.
+
+        And of the same name: a distribution cuts it over devices like the centroids.
+        """
         if len(centroids) >= len(self.centroid_specs):
             return centroids
         found = {v.path: v for v in centroids}
         return [
             found[path]
             if path in found
-            else keras.Variable("zeros", shape, dtype, trainable=False)
+            else keras.Variable(
+                "zeros", shape, dtype, trainable=False, name=path.split("/")[-1]
+            )
             for path, shape, dtype in self.centroid_specs
         ]
 

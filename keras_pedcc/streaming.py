@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.checks import check_whole
+from keras_pedcc.sharding import class_layout
 from keras_pedcc.vectors import unit_vectors
 
 BLOCK_SIZE = 4096
@@ -30,13 +31,28 @@ class StreamedLogits:
         trained: Whether the loss has a gradient with respect to the centroids.
         block_size: int, at least 1.
         training: Whether a gradient is wanted at all.
+        layout: `ClassLayout` of the centroids, or `None` without a distribution. Each
+            device goes over the blocks of its own classes.
     """
 
-    def __init__(self, features, centroids, *, trained, block_size, training=True):
+    def __init__(
+        self,
+        features,
+        centroids,
+        *,
+        trained,
+        block_size,
+        training=True,
+        layout=None,
+    ):
         self.features = features
+        if layout is not None:
+            self.features = layout.for_all_classes(features)
         self.centroids = centroids if trained else ops.stop_gradient(centroids)
         self.trained = trained
-        self.block_size = min(block_size, centroids.shape[0])
+        self.layout = layout
+        self.parts = 1 if layout is None else layout.parts
+        self.block_size = min(block_size, centroids.shape[0] // self.parts)
         self.training = training
         self.shape = (features.shape[0], centroids.shape[0])
         self.dtype = features.dtype
@@ -100,6 +116,17 @@ def _pass(logits, scaled, centroids, index):
 
     the largest z, `sum_j exp(z_j - it)`, and `sum_j exp(z_j - it) c_j`.
     """
+    if logits.parts == 1:
+        return _pass_of_part(logits, scaled, centroids, index)
+    tops, totals, pulls = logits.layout.on_parts(
+        lambda rows, index: _pass_of_part(logits, scaled, rows, index), centroids, index
+    )
+    top = ops.max(tops, axis=0)
+    fading = ops.exp(tops - top)
+    return top, ops.sum(fading * totals, axis=0), ops.sum(fading * pulls, axis=0)
+
+
+def _pass_of_part(logits, scaled, centroids, index):
     nothing = ops.zeros_like(scaled[:, :1])
     # Below any z: the length of a row is the scale.
     lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
@@ -107,7 +134,7 @@ def _pass(logits, scaled, centroids, index):
 
     def add(start, size, state):
         top, total, pull = state
-        units, scores = _block(scaled, centroids, index, start, size)
+        units, scores = _block(logits, scaled, centroids, index, start, size)
         higher = ops.maximum(top, ops.max(scores, axis=1, keepdims=True))
         powers = ops.exp(scores - higher)
         fading = ops.exp(top - higher)
@@ -121,9 +148,19 @@ def _pass(logits, scaled, centroids, index):
 
 def _centroid_slopes(logits, scaled, centroids, index, top, rate):
     """Gradient with respect to the centroids, shape `(num_classes, dim)`."""
+    if logits.parts == 1:
+        return _slopes_of_part(logits, scaled, centroids, index, top, rate)
+    slopes = logits.layout.on_parts(
+        lambda rows, index: _slopes_of_part(logits, scaled, rows, index, top, rate),
+        centroids,
+        index,
+    )
+    return ops.reshape(slopes, centroids.shape)
 
+
+def _slopes_of_part(logits, scaled, centroids, index, top, rate):
     def slopes(start, size):
-        units, scores = _block(scaled, centroids, index, start, size)
+        units, scores = _block(logits, scaled, centroids, index, start, size)
         powers = rate * ops.exp(scores - top)
         along = ops.matmul(ops.transpose(powers), scaled)
         along = along - units * ops.sum(units * along, axis=1, keepdims=True)
@@ -139,12 +176,16 @@ def _centroid_slopes(logits, scaled, centroids, index, top, rate):
     return ops.cast(parts, centroids.dtype)
 
 
-def _block(scaled, centroids, index, start, size):
+def _block(logits, scaled, centroids, index, start, size):
     """Unit centroids of a block; scores of them, minus infinity for the own class."""
     rows = _rows(centroids, start, size, scaled.dtype)
     units = rows * _inverse_lengths(rows)
     scores = ops.matmul(scaled, ops.transpose(units))
     inside = index - start
+    if logits.layout is not None:
+        # Writing single entries, devices would first have to tell each other which.
+        own = ops.equal(ops.arange(size, dtype=inside.dtype), inside[:, None])
+        return units, ops.where(own, -np.inf, scores)
     at = ops.clip(inside, 0, size - 1)
     there = ops.take_along_axis(scores, at[:, None], axis=1)[:, 0]
     there = ops.where(ops.equal(at, inside), -np.inf, there)
@@ -153,6 +194,12 @@ def _block(scaled, centroids, index, start, size):
 
 
 def _rows(centroids, start, size, dtype):
+    if keras.backend.backend() == "jax" and centroids.dtype != dtype:
+        import jax
+
+        # On the CPU XLA would cast all of them before the loop over the blocks.
+        start = ops.convert_to_tensor(start, "int32")
+        centroids, start = jax.lax.optimization_barrier((centroids, start))
     rows = ops.slice(centroids, (start, 0), (size, centroids.shape[1]))
     return ops.cast(rows, dtype)
 
@@ -178,12 +225,14 @@ def _over_blocks(step, state, number, size):
 def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     """The `k` classes of largest cosine for each feature, by blocks of classes.
 
-    Memory beside the arguments is `batch * (block_size + k)` cosines and indices.
+    Memory beside the arguments is `batch * (block_size + k)` cosines and indices. If
+    the classes are cut over devices, each searches its own.
 
     Args:
         features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
         centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
-            dtype; need not be unit vectors.
+            dtype; need not be unit vectors. For a search on all devices pass the
+            weight itself, `head.centroids`, under the distribution of the model.
         k: int, from 1 to `num_classes`.
         block_size: int, at least 1. Classes per block.
 
@@ -203,11 +252,19 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     [7, 8]
     """
     check_whole(1, k=k, block_size=block_size)
+    is_weight = isinstance(centroids, keras.Variable)
+    layout = class_layout(centroids.path) if is_weight else None
     features, centroids = map(ops.convert_to_tensor, (features, centroids))
     _check_search(features, centroids, k)
     if keras.backend.standardize_dtype(features.dtype) != "float64":
         features = ops.cast(features, "float32")
     features = unit_vectors(features)
+    if layout is None or layout.parts == 1 or centroids.shape[0] % layout.parts:
+        return _best(features, centroids, k, block_size)
+    return _best_of_parts(layout, features, centroids, k, block_size)
+
+
+def _best(features, centroids, k, block_size):
     number = centroids.shape[0]
     # First the largest possible block that cannot leave fewer than k behind.
     size = min(max(block_size, k), number)
@@ -216,6 +273,19 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
         block = _best_of_block(features, centroids, start, min(size, number - start), k)
         best = _merged(best, block, k)
     return best
+
+
+def _best_of_parts(layout, features, centroids, k, block_size):
+    size = centroids.shape[0] // layout.parts
+    cosines, classes = layout.on_parts(
+        lambda rows: _best(features, rows, min(k, size), block_size), centroids
+    )
+    first = size * ops.arange(layout.parts, dtype="int32")
+    best = cosines, classes + first[:, None, None]
+    # Few enough for every device to have them all.
+    best = [layout.spread(each, (None, None, None)) for each in best]
+    best = [ops.moveaxis(each, 0, 1) for each in best]
+    return _top(*(ops.reshape(each, (len(features), -1)) for each in best), k)
 
 
 def _best_of_block(features, centroids, start, size, k):
@@ -228,6 +298,10 @@ def _best_of_block(features, centroids, start, size, k):
 def _merged(best, block, k):
     cosines = ops.concatenate([best[0], block[0]], axis=1)
     classes = ops.concatenate([best[1], block[1]], axis=1)
+    return _top(cosines, classes, k)
+
+
+def _top(cosines, classes, k):
     cosines, at = ops.top_k(cosines, k)
     return cosines, ops.take_along_axis(classes, ops.cast(at, "int32"), axis=1)
 

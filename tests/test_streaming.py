@@ -422,3 +422,18 @@ def test_no_array_of_the_program_is_as_large_as_the_logits(case):
         )
         assert f"[{BATCH},8]" in program
         assert f"[{BATCH},{CLASSES}]" not in program
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
+def test_compiler_casts_blocks_of_short_centroids_not_all_of_them(rng):
+    import jax
+
+    features = rng.standard_normal((4, 64)).astype("float32")
+    centroids = ops.cast(rng.standard_normal((4096, 64)), "bfloat16")
+
+    def loss(x, centroids):
+        z = streamed(x, centroids, 32, trained=False)
+        return ops.sum(losses.pedcc_loss(np.arange(4), z))
+
+    program = jax.jit(jax.grad(loss)).lower(features, centroids).compile()
+    assert program.memory_analysis().temp_size_in_bytes < centroids.size

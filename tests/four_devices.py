@@ -1,0 +1,370 @@
+"""Classes cut over four devices. `test_sharding.py` runs this where there are four."""
+
+import re
+
+import jax
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from many_classes_page import small_program
+
+import keras_pedcc
+from benchmarks import class_parallel
+from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.sharding import class_layout
+from keras_pedcc.streaming import StreamedLogits, nearest_classes
+
+BATCH, CLASSES, DIM, INPUTS = 16, 120, 6, 5
+LOSSES = {
+    "pedcc": lambda y, z: losses.pedcc_loss(y, z, scale=15),
+    "am_softmax": lambda y, z: losses.am_softmax_loss(y, z, scale=64, margin=0.35),
+    "arcface": lambda y, z: losses.arcface_loss(y, z, scale=30, margin=0.5),
+    "distance": losses.centroid_distance,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_device():
+    """Every test sets its own distribution, and leaves none."""
+    assert len(keras.distribution.list_devices()) == 4
+    yield
+    keras.distribution.set_distribution(None)
+
+
+ALONE = 0
+
+
+def distribute(rows):
+    """Sets four devices in so many rows, on one axis (`None`), or one, `ALONE`."""
+    distribution = keras_pedcc.class_parallel(rows) if rows != ALONE else None
+    keras.distribution.set_distribution(distribution)
+
+
+def share_of(rows, classes=CLASSES):
+    """Classes of each device."""
+    return (rows or 1) * classes // 4
+
+
+@pytest.fixture
+def samples(rng):
+    labels = rng.integers(0, CLASSES, 4 * BATCH).astype("int32")
+    return rng.standard_normal((4 * BATCH, INPUTS)).astype("float32"), labels
+
+
+def make_model(rows, *args, **kwargs):
+    distribute(rows)
+    return make_here(*args, **kwargs)
+
+
+def make_here(num_classes=CLASSES, *, dim=DIM, metrics=("accuracy",), **kwargs):
+    """A model under the distribution of the moment."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((INPUTS,))
+    defaults = {"streaming": True, "block_size": 8, "method": "random", "name": "head"}
+    head = PEDCCDense(num_classes, **(defaults | kwargs))
+    model = PEDCCModel(inputs, head(keras.layers.Dense(dim)(inputs)))
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, PEDCCLoss("auto"), metrics=list(metrics))
+    return model
+
+
+def fit(model, samples, epochs=2, **kwargs):
+    arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    return model.fit(*samples, epochs=epochs, **arguments, **kwargs).history
+
+
+def assert_same(model, other):
+    for ours, theirs in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-4, atol=1e-5)
+
+
+# Values and gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "rows", "size"),
+    [
+        *((name, True, None, 7) for name in LOSSES),
+        ("pedcc", False, None, 100),
+        ("pedcc", True, 1, 7),
+        ("pedcc", True, 2, 8),
+        ("pedcc", False, 4, 7),
+    ],
+)
+def test_loss_and_gradient_are_those_of_one_device(name, trained, rows, size, rng):
+    features = rng.standard_normal((BATCH, DIM)).astype("float32")
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    centroids = rng.standard_normal((CLASSES, DIM)).astype("float32")
+    labels = rng.integers(0, CLASSES, BATCH)
+    weights = np.arange(BATCH, dtype="float32") + 1  # another upstream for each sample
+
+    def loss(features, centroids, layout):
+        z = StreamedLogits(
+            features, centroids, trained=trained, block_size=size, layout=layout
+        )
+        values = LOSSES[name](labels, z)
+        return ops.sum(weights * values), values
+
+    step = jax.jit(jax.grad(loss, (0, 1), has_aux=True), static_argnums=2)
+    expected = step(features, centroids, None)
+    distribute(rows)
+    layout = class_layout("head/centroids")
+    placed = layout.spread(centroids)
+    assert placed.addressable_shards[3].data.shape == (share_of(rows), DIM)
+    found = step(layout.spread(features, ("batch", None)), placed, layout)
+    for ours, one in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(ours, one, rtol=1e-4, atol=1e-4)
+
+
+# Training
+
+
+@pytest.mark.parametrize("rows", [None, 1, 2, 4])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_is_that_of_one_device(samples, rows, streaming):
+    histories, models = [], []
+    for each in (ALONE, rows):
+        model = make_model(each, streaming=streaming)
+        adam = keras.optimizers.Adam(0.1)
+        callback = keras_pedcc.FinetuneCallback(1, optimizer=adam)
+        histories.append(
+            fit(model, samples, callbacks=[callback], validation_data=samples)
+        )
+        models.append(model)
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-4, err_msg=name)
+    assert_same(*models)
+
+
+def shares(variable):
+    """Rows of a variable on each device."""
+    return [part.data.shape[0] for part in variable.value.addressable_shards]
+
+
+@pytest.mark.parametrize("rows", [None, 1, 2])
+def test_device_holds_its_share_of_centroids_and_slots(samples, rows):
+    model = make_model(rows)
+    adam = keras.optimizers.Adam(0.1)
+    fit(model, samples, callbacks=[keras_pedcc.FinetuneCallback(0, optimizer=adam)])
+    slots = [v for v in model.optimizer.variables if v.shape == (CLASSES, DIM)]
+    assert len(slots) == 2
+    for variable in (model.get_layer("head").centroids, *slots):
+        assert shares(variable) == [share_of(rows)] * 4
+
+
+def test_slots_are_cut_in_a_loaded_model_too(samples, tmp_path):
+    model = make_model(None)
+    adam = keras.optimizers.Adam(0.1)
+    fit(model, samples, callbacks=[keras_pedcc.FinetuneCallback(1, optimizer=adam)])
+    model.get_layer("head").trainable = False  # a stand-in takes the centroids' place
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not loaded.get_layer("head").trainable
+    slots = [v for v in loaded.optimizer.variables if v.shape == (CLASSES, DIM)]
+    assert [shares(slot) for slot in slots] == 2 * [[share_of(None)] * 4]
+
+
+def compiled(model, samples):
+    """The program of the training step, as XLA made it."""
+    x, y = (array[:BATCH] for array in samples)
+    model.train_on_batch(x, y)  # builds what Keras builds late
+    layout = keras.distribution.distribution().get_data_layout
+    x, y = (
+        keras.distribution.distribute_tensor(array, layout(array.shape))
+        for array in (x, y)
+    )
+    variables = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    state = tuple([v.value for v in each] for each in variables)
+    placed = (None, tuple([v.value.sharding for v in each] for each in variables))
+    step = jax.jit(model.train_step, donate_argnums=0, out_shardings=placed)
+    return step.lower(state, (x, y, None)).compile()
+
+
+def sent(program):
+    """`(operation, shape)` of every array that devices send each other."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    lines = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", program.as_text())
+    return [
+        (kind, tuple(map(int, filter(None, shape.split(",")))))
+        for shapes, kind in lines
+        for shape in re.findall(r"\w\[([\d,]*)\]", shapes)
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("rows", [None, 1, 2])
+def test_devices_send_no_cosines_and_no_centroids(samples, streaming, trainable, rows):
+    classes, block = 4096, 64
+    # On one axis XLA sends indices of classes about for the argmax of the accuracy.
+    metrics = ["accuracy"] if streaming or rows else []
+    kwargs = {"streaming": streaming, "trainable": trainable, "block_size": block}
+    model = make_model(rows, classes, metrics=metrics, **kwargs)
+    arrays = sent(compiled(model, samples))
+    share = share_of(rows, classes)
+    gradients = {(share, DIM), (share,), (1, block, DIM)} if trainable else set()
+    rest = [(kind, shape) for kind, shape in arrays if shape not in gradients]
+    assert ("all-reduce", (BATCH // (rows or 1), DIM)) in rest
+    largest = max(BATCH * DIM, INPUTS * DIM)
+    assert [each for each in rest if np.prod(each[1]) > largest] == []
+    if rows in (None, 1):  # no other rows to add gradients up with
+        assert not gradients & {shape for _, shape in arrays}
+
+
+@pytest.mark.parametrize("rows", [None, 1, 2])
+def test_memory_of_the_step_is_that_of_the_share(samples, rows):
+    classes, block, dim = 2**16, 256, 32
+    model = make_model(rows, classes, dim=dim, block_size=block)
+    memory = compiled(model, samples).memory_analysis()
+    centroids = 4 * dim * share_of(rows, classes)
+    assert memory.argument_size_in_bytes == pytest.approx(centroids, rel=0.01)
+    blocks = 4 * block * (2 * BATCH // (rows or 1) + 4 * dim)
+    assert memory.temp_size_in_bytes < blocks + 50_000
+    assert blocks < centroids / 4
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_memory_on_paper_is_that_measured(trained):
+    args = class_parallel.parse_args(["--classes", "65536", "--block-size", "1024"])
+    found = class_parallel.measure(args, "float32", trained)
+    assert found["centroids_mib"] == found["centroids_on_paper_mib"] == 8
+    paper = found["temporary_on_paper_mib"]
+    assert found["temporary_mib"] == pytest.approx(paper, rel=0.15)
+
+
+def test_large_centroids_are_made_and_cut(rng):
+    # So many that Keras would compile the initializer, with them as a constant.
+    assert 4 * 4 * 2**17 * 128 > 250 * 2**20
+    given = rng.standard_normal((2**17, 128), "float32")
+    distribute(None)
+    head = PEDCCDense(2**17, centroids=given)
+    head.build((None, 128))
+    assert shares(head.centroids) == [2**15] * 4
+    given /= np.linalg.norm(given, axis=1, keepdims=True)
+    np.testing.assert_allclose(head.centroids.numpy(), given, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["auto", "max_angle", "energy"])
+def test_centroids_are_those_of_one_device(method):
+    weights = []
+    for rows in (ALONE, None, 2):
+        distribute(rows)
+        head = PEDCCDense(64, method=method)
+        head.build((None, 16))
+        weights.append(head.centroids.numpy())
+    np.testing.assert_array_equal(weights[1], weights[0])
+    np.testing.assert_array_equal(weights[2], weights[0])
+
+
+# Saving, and search
+
+
+@pytest.mark.parametrize("epoch", [None, 0], ids=["frozen", "unfrozen"])
+def test_model_moves_between_four_devices_and_one(samples, epoch, tmp_path):
+    model = make_model(None)
+    callback = keras_pedcc.FinetuneCallback(epoch, 0.1)
+    fit(model, samples, callbacks=[callback])
+    model.save(tmp_path / "four.keras")
+    expected = model.predict(samples[0], verbose=0)["features"]
+    loss = model.evaluate(*samples, verbose=0)
+    for rows in (ALONE, 2):
+        distribute(rows)
+        loaded = keras.saving.load_model(tmp_path / "four.keras")
+        features = loaded.predict(samples[0], verbose=0)["features"]
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-6)
+        assert loaded.evaluate(*samples, verbose=0) == pytest.approx(loss, rel=1e-5)
+        assert_same(loaded, model)
+        fit(loaded, samples, 3, initial_epoch=2, callbacks=[callback])
+    distribute(None)
+    fit(model, samples, 3, initial_epoch=2, callbacks=[callback])
+    assert_same(loaded, model)
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "size"), [(None, 1, 8), (None, 31, 8), (2, 120, 100), (4, 5, 50)]
+)
+def test_search_on_four_devices_is_that_on_one(samples, rng, rows, k, size):
+    features = rng.standard_normal((7, DIM)).astype("float32")
+    centroids = make_model(rows).get_layer("head").centroids
+    found = nearest_classes(features, centroids, k, block_size=size)
+    expected = nearest_classes(features, centroids.numpy(), k, block_size=size)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_program_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(small_program(), scope)
+    assert shares(scope["head"].centroids) == [16] * 4
+    assert np.isfinite(scope["model"].evaluate(scope["Images"](), verbose=0)).all()
+    assert (tmp_path / "many_0.keras").exists()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_do_not_divide_are_refused(streaming):
+    with pytest.raises(ValueError, match=r"devices that.*num_classes=10, with 4 dev"):
+        make_model(None, 10, streaming=streaming)
+    make_model(2, 10, streaming=streaming)
+
+
+@pytest.mark.parametrize(
+    ("built", "trained", "method"),
+    [(ALONE, False, "fit"), (ALONE, True, "fit"), (2, True, "evaluate")],
+)
+def test_distribution_set_too_late_is_refused(samples, built, trained, method):
+    model = make_model(built, streaming=trained)
+    if trained:
+        fit(model, samples)
+        model.evaluate(*samples, verbose=0)
+    distribute(None)
+    with pytest.raises(ValueError, match="must be set before the model is built"):
+        getattr(model, method)(*samples, verbose=0)
+
+
+def test_equal_distribution_is_the_same(samples):
+    model = make_model(2)
+    distribute(2)
+    fit(model, samples)
+
+
+def test_data_parallel_is_one_device(samples):
+    one = make_model(ALONE)
+    expected = fit(one, samples)
+    with keras.distribution.DataParallel().scope():
+        model = make_here()
+        found = fit(model, samples)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    assert_same(model, one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"replicas": 3}, ValueError, "must divide the number of devices"),
+        ({"replicas": 0}, ValueError, "`replicas` must be at least 1"),
+        ({"replicas": 1.5}, TypeError, "`replicas` must be a whole number"),
+        ({"replicas": 2, "devices": ["cpu:0"]}, ValueError, "with 1 devices"),
+    ],
+)
+def test_class_parallel_refuses_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_pedcc.class_parallel(**arguments)
+
+
+def test_class_parallel_takes_some_of_the_devices():
+    distribution = keras_pedcc.class_parallel(2, devices=["cpu:1", "cpu:3"])
+    mesh = distribution.device_mesh
+    assert (mesh.shape, mesh.devices.tolist()) == ((2, 1), [["cpu:1"], ["cpu:3"]])
+    assert distribution.batch_dim_name == "batch"

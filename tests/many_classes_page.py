@@ -1,0 +1,13 @@
+"""The program of docs/many_classes.md, with numbers that a test can afford."""
+
+import pathlib
+import re
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "many_classes.md"
+
+
+def small_program():
+    [program] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    numbers = "1_000_000, 512, 1024, 1000"
+    assert numbers in program
+    return program.replace(numbers, "64, 16, 8, 2").replace("112", "32")
