@@ -43,8 +43,7 @@ class SampledLogits(StreamedLogits):
         seed: `keras.random.SeedGenerator`.
 
     Reference: An et al., "Partial FC: Training 10 Million Identities on a Single
-    Machine", 2021, section 3.3, without its weights: there the drawn classes stand for
-    themselves alone.
+    Machine", 2021. The weights are not taken from there.
     """
 
     def __init__(self, features, centroids, *, trained, number, seed):

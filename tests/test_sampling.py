@@ -443,6 +443,7 @@ def test_replicas_train_and_draw(samples, rate):
 
 
 @only_once
+@pytest.mark.slow
 def test_training_compiled_by_xla_draws_anew(samples):
     model = make_model()
     model.compile(keras.optimizers.SGD(0.0), PEDCCLoss(), jit_compile=True)
