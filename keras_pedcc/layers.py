@@ -157,7 +157,7 @@ class CosineDense(keras.layers.Layer):
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = self._logits(features, centroids)
+        logits = cosines(features, centroids)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -205,13 +205,6 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
-
-    def _logits(self, features, centroids):
-        if self._layout is None or not self._layout.cuts_batch_too:
-            return cosines(features, centroids)
-        # Left to itself, XLA would bring the centroids together, or send cosines.
-        logits = cosines(self._layout.for_all_classes(features), centroids)
-        return self._layout.spread(logits, (None, self._layout.axes[0]))
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
