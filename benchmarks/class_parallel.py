@@ -85,7 +85,7 @@ def compiled_step(model, args):
     draw = np.random.default_rng(0)
     x = draw.normal(size=(args.batch_size, args.dim)).astype("float32")
     y = draw.integers(0, args.classes, args.batch_size).astype("int32")
-    model.train_on_batch(x, y)  # builds what Keras builds late
+    model.fit(x, y, batch_size=len(y), verbose=0)  # builds what Keras builds late
     layout = keras.distribution.distribution().get_data_layout
     place = keras.distribution.distribute_tensor
     data = (place(x, layout(x.shape)), place(y, layout(y.shape)), None)

@@ -184,7 +184,7 @@ class CosineDense(keras.layers.Layer):
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = self._logits(features, centroids, training)
+        logits = self._cosines(features, centroids, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -233,14 +233,6 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
-
-    def _logits(self, features, centroids, training):
-        layout = self._layout
-        if layout is None or not layout.cuts_batch_too:
-            return self._cosines(features, centroids, training)
-        # Left to itself, XLA would bring the centroids together, or send cosines.
-        logits = self._cosines(layout.for_all_classes(features), centroids, training)
-        return layout.spread(logits, (None, layout.axes[0]))
 
     def _cosines(self, features, centroids, training):
         return cosines(features, centroids)

@@ -103,8 +103,6 @@ class ClassLayout:
         self.axes = tuple(axes)
         self.batch_axis = batch_axis
         at = self.axes[0]
-        # One axis for both: a device has some samples, and all for its classes.
-        self.cuts_batch_too = at is not None and at == batch_axis
         self.parts = 1 if at is None else mesh.shape[mesh.axis_names.index(at)]
 
     def __eq__(self, other):
@@ -129,8 +127,12 @@ class ClassLayout:
         return keras.distribution.distribute_tensor(tensor, layout)
 
     def for_all_classes(self, features):
-        """`features`, on every device that needs them for its classes."""
-        if not self.cuts_batch_too:
+        """`features`, on every device that needs them for its classes.
+
+        One axis that cuts batch and classes gives a device some samples, and all for
+        its classes. Left to itself, XLA would send every block of centroids instead.
+        """
+        if self.axes[0] is None or self.axes[0] != self.batch_axis:
             return features
         return self.spread(features, [None] * len(features.shape))
 
