@@ -157,7 +157,10 @@ def make_model(head, args):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
         outputs = make_head(head, args)(x)
-        model, loss = keras_pedcc.PEDCCModel(inputs, outputs), keras_pedcc.PEDCCLoss()
+        model, loss = (
+            keras_pedcc.PEDCCModel(inputs, outputs),
+            keras_pedcc.PEDCCLoss("auto"),
+        )
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model
 

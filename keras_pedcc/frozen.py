@@ -12,15 +12,17 @@ WORTH_ASKING = 2**20
 class UnitRows(keras.layers.Layer):
     """Knows whether the rows of a frozen weight are unit vectors.
 
-    Weights of any length may be set at any time, and a compiled step keeps the flags
-    of Python that it was traced with. So this one is a variable, except on PyTorch,
-    which compiles nothing; it is told at every `assign` of the weight. It is state
-    and no weight: not counted, not saved, not among what `set_weights` takes.
+    Weights of any length may be set at any time, so it is told at every `assign` of the
+    weight. A compiled step keeps the flags of Python that it was traced with: on
+    TensorFlow this one is a variable. It is state and no weight: not counted, not
+    saved, not among what `set_weights` takes. On JAX nothing is known: Keras assigns
+    all weights anew after each epoch, and the compiler takes lengths beside the rest.
     """
 
     def __init__(self):
         super().__init__(name="unit_rows", dtype="float32", trainable=False)
         self.built = True
+        self.followed = False
         self.flag = None
         self.known = False
 
@@ -32,8 +34,10 @@ class UnitRows(keras.layers.Layer):
             frozen: Function of nothing; only while it gives True can the rows be known.
             known: bool. Whether they are unit vectors to begin with.
         """
-        self.known = known
-        if keras.backend.backend() != "torch":
+        if keras.backend.backend() == "jax":
+            return
+        self.followed, self.known = True, known
+        if keras.backend.backend() == "tensorflow":
             self.flag = self.add_weight(
                 shape=(),
                 initializer="ones" if known else "zeros",
@@ -52,6 +56,8 @@ class UnitRows(keras.layers.Layer):
 
     def tell(self, weight, frozen):
         """Looks whether the rows are unit vectors, or forgets it unless `frozen`."""
+        if not self.followed:
+            return
         unit = are_unit(weight) if frozen else False
         if self.flag is None:
             self.known = bool(unit)
@@ -79,8 +85,6 @@ class UnitRows(keras.layers.Layer):
 def are_unit(rows):
     """Whether each row has length 1, within 5e-7: what rounding to float32 leaves."""
     rows = ops.convert_to_tensor(rows)
-    if keras.backend.standardize_dtype(rows.dtype) != "float64":
-        rows = ops.cast(rows, "float32")
     squared = ops.sum(ops.square(rows), axis=1)
     return ops.all(ops.abs(squared - 1) < 1e-6)
 

@@ -278,9 +278,9 @@ class PEDCCDense(CosineDense):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, on JAX from 50,000, on
-            PyTorch, which is slower that way, from 1,000,000, unless
-            `return_features` or `return_norm` say otherwise.
+            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
+            that way, from 1,000,000, unless `return_features` or `return_norm` say
+            otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams
@@ -375,7 +375,7 @@ class PEDCCDense(CosineDense):
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
-        if self.built and self.trainable != before and self._layout is None:
+        if self.built and self.trainable != before:
             self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
@@ -383,19 +383,19 @@ class PEDCCDense(CosineDense):
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
-        if self._layout is None:
-            self._follow_lengths()
+        self._follow_lengths()
         if not isinstance(self._source, str | None):
             self._source = "saved"
 
     def _follow_lengths(self):
-        # A shorter float would round unit vectors to other lengths.
+        # A shorter float rounds unit vectors to other lengths.
         full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
-        self.unit_rows.follow(
-            self.centroids,
-            frozen=lambda: not self.trainable,
-            known=full and not (self.trainable or self._restoring),
-        )
+        if full and not self.streams:
+            self.unit_rows.follow(
+                self.centroids,
+                frozen=lambda: not self.trainable,
+                known=not (self.trainable or self._restoring),
+            )
 
     def build_from_config(self, config):
         # The weights come from the file: nothing is generated for them.

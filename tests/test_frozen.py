@@ -27,6 +27,10 @@ def knows(head):
     return bool(head.unit_rows.choose(lambda: ops.ones(()), lambda: ops.zeros(())))
 
 
+def assert_knows(head, expected=True):
+    assert knows(head) == (expected and keras.backend.backend() != "jax")
+
+
 def rows(rng, batch=5):
     return rng.standard_normal((batch, DIM)).astype("float32")
 
@@ -46,7 +50,7 @@ def cosines_of(features, centroids):
 def test_training_logits_are_cosines(rng, factor):
     head, features = built(), rows(rng)
     head.set_weights([factor * numpy_of(head.centroids)])
-    assert knows(head) == (factor == 1)
+    assert_knows(head, factor == 1)
     logits = head(features, training=True)["logits"]
     assert_allclose(logits, cosines_of(features, head.centroids), atol=3e-7)
 
@@ -84,7 +88,7 @@ def test_weights_that_come_after_compiling_are_divided_by_their_length(rng):
     assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
     model.set_weights(weights)
     assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
-    assert knows(model.layers[-1])
+    assert_knows(model.layers[-1])
 
 
 @pytest.mark.skipif(
@@ -101,11 +105,11 @@ def test_a_step_compiled_while_frozen_is_right_once_unfrozen(rng):
 
 def test_frozen_again_it_looks_again():
     head = built()
-    assert knows(head)
+    assert_knows(head)
     head.trainable = True
     assert not knows(head)
     head.trainable = False
-    assert knows(head)
+    assert_knows(head)
     head.trainable = True
     head.centroids.assign(2 * numpy_of(head.centroids))
     head.trainable = False
@@ -141,7 +145,7 @@ def test_centroids_known_to_be_unit_vectors_are(classes, dim, given, rng):
     array = rng.standard_normal((classes, dim)) if given else None
     head = PEDCCDense(classes, centroids=array, method="auto")
     head.build((None, dim))
-    assert knows(head)
+    assert_knows(head)
     assert bool(frozen.are_unit(head.centroids))
 
 
@@ -159,14 +163,14 @@ def test_a_loaded_head_looks_at_its_weights(rng, tmp_path, factor):
     model.set_weights([*weights[:-1], factor * weights[-1]])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert knows(loaded.layers[-1]) == (factor == 1)
+    assert_knows(loaded.layers[-1], factor == 1)
     assert loaded.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
 
 
 def test_fitting_keeps_what_it_knows(rng):
     model, batch, _ = trained_model(rng)
     model.fit(*batch, epochs=2, verbose=0)
-    assert knows(model.layers[-1])
+    assert_knows(model.layers[-1])
 
 
 def test_finetuning_forgets_it(rng):
