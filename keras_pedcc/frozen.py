@@ -1,5 +1,7 @@
 """Cosines to frozen centroids, without taking their lengths at every step."""
 
+import weakref
+
 import keras
 from keras import ops
 
@@ -12,19 +14,20 @@ WORTH_ASKING = 2**20
 class UnitRows(keras.layers.Layer):
     """Knows whether the rows of a frozen weight are unit vectors.
 
-    Weights of any length may be set at any time, so it is told at every `assign` of the
-    weight. A compiled step keeps the flags of Python that it was traced with: on
-    TensorFlow this one is a variable. It is state and no weight: not counted, not
-    saved, not among what `set_weights` takes. On JAX nothing is known: Keras assigns
-    all weights anew after each epoch, and the compiler takes lengths beside the rest.
+    Weights of any length may be set at any time. PyTorch counts what is written into a
+    tensor (except through `.data`), so there the rows are looked at anew when it has
+    counted on. A compiled step of TensorFlow reads a variable, which is set at every
+    `assign` of the weight; for what passes that by, the step looks at some rows itself.
+    On JAX nothing is known: the compiler takes the lengths beside the rest. The
+    variable is no weight: not counted, not in files, not among what `set_weights`
+    takes, and not to be set from outside.
     """
 
     def __init__(self):
         super().__init__(name="unit_rows", dtype="float32", trainable=False)
         self.built = True
         self.followed = False
-        self.flag = None
-        self.known = False
+        self.flag = self.seen = None
 
     def follow(self, weight, frozen, known):
         """Learns of each assignment to a weight.
@@ -34,17 +37,18 @@ class UnitRows(keras.layers.Layer):
             frozen: Function of nothing; only while it gives True can the rows be known.
             known: bool. Whether they are unit vectors to begin with.
         """
-        if keras.backend.backend() == "jax":
+        self.followed = keras.backend.backend() != "jax"
+        if keras.backend.backend() != "tensorflow":
             return
-        self.followed, self.known = True, known
-        if keras.backend.backend() == "tensorflow":
-            self.flag = self.add_weight(
-                shape=(),
-                initializer="ones" if known else "zeros",
-                dtype="int32",
-                trainable=False,
-                name="flag",
-            )
+        self.flag = self.add_weight(
+            shape=(),
+            initializer="ones" if known else "zeros",
+            dtype="int32",
+            trainable=False,
+            name="flag",
+        )
+        self._set_flag = self.flag.assign
+        self.flag.assign = lambda value: value
         assign = weight.assign
 
         def assign_and_tell(value):
@@ -56,20 +60,28 @@ class UnitRows(keras.layers.Layer):
 
     def tell(self, weight, frozen):
         """Looks whether the rows are unit vectors, or forgets it unless `frozen`."""
-        if not self.followed:
-            return
-        unit = are_unit(weight) if frozen else False
-        if self.flag is None:
-            self.known = bool(unit)
-        else:
-            self.flag.assign(ops.cast(unit, "int32"))
+        if self.flag is not None:
+            unit = are_unit(weight) if frozen else False
+            self._set_flag(ops.cast(unit, "int32"))
 
-    def choose(self, when_unit, otherwise):
-        """The value of one of two functions of nothing."""
+    def choose(self, rows, when_unit, otherwise):
+        """The value of one of two functions of nothing, by whether `rows` are known."""
+        if not self.followed:
+            return otherwise()
         if self.flag is None:
-            return when_unit() if self.known else otherwise()
+            return when_unit() if self._are_seen(rows) else otherwise()
         flag = ops.convert_to_tensor(self.flag)
-        return ops.cond(ops.equal(flag, 1), when_unit, otherwise)
+        some = are_unit(rows[:: max(1, rows.shape[0] // 64)])
+        return ops.cond(ops.logical_and(flag > 0, some), when_unit, otherwise)
+
+    def _are_seen(self, tensor):
+        if tensor.is_inference():  # not counted
+            return False
+        rows, version, unit = self.seen or (lambda: None, None, None)
+        if rows() is not tensor or version != tensor._version:
+            unit = bool(are_unit(tensor))
+            self.seen = weakref.ref(tensor), tensor._version, unit
+        return unit
 
     @property
     def weights(self):
@@ -94,26 +106,30 @@ def frozen_cosines(features, centroids, unit_rows):
 
     Centroids that are known to be unit vectors are not divided by their length.
     """
-    centroids = ops.stop_gradient(centroids)
+    fixed = ops.stop_gradient(centroids)
+
+    def values(features):
+        return unit_rows.choose(
+            centroids,
+            lambda: products(features, fixed),
+            lambda: cosines(features, fixed),
+        )
+
     if keras.backend.backend() == "torch":
-        product = products if unit_rows.known else cosines
-        return product(features, centroids)
+        return values(features)
     if centroids.shape[0] * centroids.shape[1] < WORTH_ASKING:
-        return cosines(features, centroids)
+        return cosines(features, fixed)
 
     @ops.custom_gradient
     def product(features):
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
             return unit_rows.choose(
-                lambda: ops.matmul(upstream, centroids),
-                lambda: ops.matmul(upstream * inverse_lengths(centroids), centroids),
+                centroids,
+                lambda: ops.matmul(upstream, fixed),
+                lambda: ops.matmul(upstream * inverse_lengths(fixed), fixed),
             )
 
-        values = unit_rows.choose(
-            lambda: products(features, centroids),
-            lambda: cosines(features, centroids),
-        )
-        return values, gradient
+        return values(features), gradient
 
     return product(features)

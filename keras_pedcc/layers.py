@@ -14,8 +14,6 @@ from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
 
-FULL = ("float32", "float64")
-
 
 class MarginShare(keras.layers.Layer):
     """Holds the share of its margin that a loss has under `MarginWarmup`.
@@ -389,8 +387,8 @@ class PEDCCDense(CosineDense):
 
     def _follow_lengths(self):
         # A shorter float rounds unit vectors to other lengths.
-        full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
-        if full and not self.streams:
+        full = keras.backend.standardize_dtype(self.centroids.dtype) == "float32"
+        if full and not self.streams and self._layout is None:
             self.unit_rows.follow(
                 self.centroids,
                 frozen=lambda: not self.trainable,
