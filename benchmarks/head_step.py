@@ -1,18 +1,21 @@
 """One training step of a classification head and its loss, PEDCC beside Dense.
 
-    KERAS_BACKEND=tensorflow python benchmarks/head_step.py
+    KERAS_BACKEND=tensorflow python benchmarks/head_step.py --result FILE
 
 A step is the loss, its gradients with respect to the features and to every
 trainable weight, and the update of these weights by SGD with momentum 0.9, as the
 paper trains; compiled on TensorFlow and JAX, eager on PyTorch. Frozen centroids
-are not updated. `--no-update` leaves the update out for both.
-The two heads take alternating steps in one process; the medians and their ratio are
-printed as JSON.
+are not updated. `--no-update` leaves the update out for all.
+`dense` is a Dense layer with sparse cross entropy, `pedcc` a PEDCCDense with
+PEDCC-Loss that gives all cosines, `streaming` one that leaves them to the loss. They
+take alternating steps in one process; the medians and their ratios are printed as JSON.
 """
 
 import argparse
 import json
+import pathlib
 import statistics
+import sys
 import time
 
 import keras
@@ -20,21 +23,41 @@ import numpy as np
 
 import keras_pedcc
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+from image_experiment.reporting import environment
 
-def training_step(head, loss, optimizer):
+
+def streamed(head, features):
+    """What a head that streams leaves to the loss."""
+    return head.stream(head(features, training=True)["features"], training=True)
+
+
+def dense(head, features):
+    return head(features)
+
+
+def whole(head, features):
+    return head(features, training=True)
+
+
+def streamed_loss(labels, logits):
+    return keras.ops.mean(keras_pedcc.losses.pedcc_loss(labels, logits, scale=15))
+
+
+def training_step(head, forward, loss, optimizer):
     """Returns `step(features, labels)`, compiled where the backend compiles."""
     make = {"tensorflow": _tensorflow_step, "jax": _jax_step, "torch": _torch_step}
-    return make[keras.backend.backend()](head, loss, optimizer)
+    return make[keras.backend.backend()](head, forward, loss, optimizer)
 
 
-def _tensorflow_step(head, loss, optimizer):
+def _tensorflow_step(head, forward, loss, optimizer):
     import tensorflow as tf
 
     @tf.function
     def step(features, labels):
         with tf.GradientTape() as tape:
             tape.watch(features)
-            value = loss(labels, head(features))
+            value = loss(labels, forward(head, features))
         trained = [v.value for v in head.trainable_variables]
         slope, *slopes = tape.gradient(value, [features, *trained])
         if optimizer:
@@ -44,19 +67,21 @@ def _tensorflow_step(head, loss, optimizer):
     return step
 
 
-def _jax_step(head, loss, optimizer):
+def _jax_step(head, forward, loss, optimizer):
     import jax
 
+    variables = [*head.trainable_variables, *head.non_trainable_variables]
     fixed = [v.value for v in head.non_trainable_variables]
 
-    def value_of(features, trained, labels):
-        outputs, _ = head.stateless_call(trained, fixed, features)
-        return loss(labels, outputs)
+    def value_of(features, trained, fixed, labels):
+        values = zip(variables, [*trained, *fixed], strict=True)
+        with keras.StatelessScope(list(values)):
+            return loss(labels, forward(head, features))
 
     @jax.jit
-    def compiled(features, labels, trained, state):
+    def compiled(features, labels, trained, fixed, state):
         value, (slope, slopes) = jax.value_and_grad(value_of, (0, 1))(
-            features, trained, labels
+            features, trained, fixed, labels
         )
         if optimizer:
             trained, state = optimizer.stateless_apply(state, slopes, trained)
@@ -67,17 +92,17 @@ def _jax_step(head, loss, optimizer):
 
     def step(features, labels):
         nonlocal trained, state
-        results = compiled(features, labels, trained, state)
+        results = compiled(features, labels, trained, fixed, state)
         *_, trained, state = jax.block_until_ready(results)
 
     return step
 
 
-def _torch_step(head, loss, optimizer):
+def _torch_step(head, forward, loss, optimizer):
     def step(features, labels):
         features = features.detach().requires_grad_()
         head.zero_grad()
-        loss(labels, head(features)).backward()
+        loss(labels, forward(head, features)).backward()
         if optimizer:
             slopes = [v.value.grad for v in head.trainable_variables]
             optimizer.apply(slopes, head.trainable_variables)
@@ -86,41 +111,44 @@ def _torch_step(head, loss, optimizer):
 
 
 def compare(num_classes, batch, dim, steps, update):
-    """Median seconds of both heads over alternating steps."""
+    """Median milliseconds of the heads over alternating steps, and their ratios."""
     rng = np.random.default_rng(0)
     features = keras.ops.convert_to_tensor(
         rng.standard_normal((batch, dim)).astype("float32")
     )
     labels = keras.ops.convert_to_tensor(rng.integers(0, num_classes, batch), "int32")
     # The time of a step does not depend on where the centroids are.
-    centroids = rng.standard_normal((num_classes, dim))
-    heads = {
-        "dense": keras.layers.Dense(num_classes),
-        "pedcc": keras_pedcc.PEDCCDense(num_classes, centroids=centroids),
-    }
-    losses = {
-        "dense": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        "pedcc": keras_pedcc.PEDCCLoss(),
-    }
+    centroids = rng.standard_normal((num_classes, dim), dtype="float32")
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    cases = {"dense": (keras.layers.Dense(num_classes), dense, entropy)}
+    for name, forward, loss in (
+        ("pedcc", whole, keras_pedcc.PEDCCLoss()),
+        ("streaming", streamed, streamed_loss),
+    ):
+        head = keras_pedcc.PEDCCDense(
+            num_classes, centroids=centroids, streaming=name == "streaming"
+        )
+        cases[name] = (head, forward, loss)
     step = {}
-    for name, head in heads.items():
+    for name, (head, forward, loss) in cases.items():
         head.build((batch, dim))
         optimizer = None
         if update and head.trainable_variables:
             optimizer = keras.optimizers.SGD(1e-6, momentum=0.9)
             optimizer.build(head.trainable_variables)
-        step[name] = training_step(head, losses[name], optimizer)
+        step[name] = training_step(head, forward, loss, optimizer)
     seconds = alternate(step, steps, features, labels)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    median = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
     return {
+        "backend": keras.backend.backend(),
         "num_classes": num_classes,
         "batch": batch,
         "dim": dim,
         "steps": steps,
         "update": update,
-        "dense_ms": round(1e3 * median["dense"], 3),
-        "pedcc_ms": round(1e3 * median["pedcc"], 3),
-        "ratio": round(median["pedcc"] / median["dense"], 3),
+        "milliseconds": {name: round(value, 3) for name, value in median.items()},
+        "ratio": {n: round(v / median["dense"], 3) for n, v in median.items()},
+        "streams_by_itself": keras_pedcc.PEDCCDense(num_classes).streams,
     }
 
 
@@ -138,18 +166,24 @@ def alternate(step, steps, *args, warm_up=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--num-classes", type=int, nargs="+", default=[100, 10000])
+    add("--num-classes", type=int, nargs="+", default=[100, 10000, 50000])
     add("--batch", type=int, default=128)
     add("--dim", type=int, default=512)
-    add("--steps", type=int, default=200)
+    add("--steps", type=int, default=200, help="fewer of many classes")
+    add("--result", type=pathlib.Path, help="JSON file to write")
     add("--no-update", action="store_true", help="time loss and gradients alone")
     args = parser.parse_args()
+    rows = []
     for num_classes in args.num_classes:
-        result = compare(
-            num_classes, args.batch, args.dim, args.steps, not args.no_update
+        steps = max(10, min(args.steps, 1_000_000 // num_classes))
+        rows.append(
+            compare(num_classes, args.batch, args.dim, steps, not args.no_update)
         )
-        result["backend"] = keras.backend.backend()
-        print(json.dumps(result), flush=True)
+        print(json.dumps(rows[-1]), flush=True)
+    if args.result:
+        command = "python benchmarks/head_step.py " + " ".join(sys.argv[1:])
+        result = {"command": command, "rows": rows, "environment": environment()}
+        args.result.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

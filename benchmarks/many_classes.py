@@ -1,12 +1,17 @@
-"""Time and memory of a training step against the number of classes.
+"""Time and memory of a training step against the number of classes, and the batch.
 
     KERAS_BACKEND=tensorflow python benchmarks/many_classes.py --result FILE
+    python benchmarks/many_classes.py --draw FILE --figure growth.png
 
-Three heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
-`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes. A
-step is `train_on_batch` with SGD and momentum. Each case runs in a process of its own,
+Heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
+`pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes;
+`sampled`, where it is asked for, the same with a part of the classes. A step is
+`train_on_batch` with SGD and momentum. Each case runs in a process of its own,
 the cases in turn, `--rounds` times; time is the median over the steps of all rounds,
-memory the largest growth of the process during the steps.
+`growth_mib` by how much the process grows during the steps, `peak_mib` the most that it
+holds from its start on, with imports and the making of the centroids. Batches other
+than the first size are measured with `--batch-classes` classes. `--figure` draws the
+numbers, of this run or of the file that `--draw` names.
 """
 
 import argparse
@@ -19,7 +24,15 @@ import subprocess
 import sys
 import time
 
-HEADS = ("softmax", "pedcc", "streaming")
+HEADS = {
+    "softmax": "Dense, cross entropy",
+    "pedcc": "PEDCC",
+    "streaming": "PEDCC, by blocks of classes",
+    "sampled": "PEDCC, sampled classes",
+}
+DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
+QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
+CENTROIDS = ("random", "array", "generated")
 
 
 def main(argv=None):
@@ -27,7 +40,16 @@ def main(argv=None):
     if args.case:
         print(json.dumps(measure(args.case, args)))
         return
-    cases = [(head, number) for number in args.classes for head in args.heads]
+    result = json.loads(args.draw.read_text()) if args.draw else measure_all(args)
+    if args.result:
+        args.result.write_text(json.dumps(result, indent=1) + "\n")
+    if args.figure:
+        draw(result, args.figure)
+
+
+def measure_all(args):
+    """All rows, and what they depend on."""
+    cases = [(head, *point) for point in points(args) for head in args.heads]
     found = {case: [] for case in cases}
     for _ in range(args.rounds):
         for case in cases:
@@ -36,21 +58,35 @@ def main(argv=None):
     for each in rows:
         each["ratio"] = ratio(each, rows)
         print(json.dumps(each), flush=True)
-    if args.result:
-        place = found[cases[0]][0]["environment"]
-        args.result.write_text(
-            json.dumps({"rows": rows, "environment": place}, indent=1)
-        )
+    flags = " ".join(sys.argv[1:])
+    return {
+        "command": f"python benchmarks/many_classes.py {flags}",
+        "dim": args.dim,
+        "batch_size": args.batch_size[0],
+        "batch_classes": args.batch_classes,
+        "rows": rows,
+        "environment": found[cases[0]][0]["environment"],
+    }
+
+
+def points(args):
+    """Classes and batch of each case: one grows while the other stays."""
+    first, *others = args.batch_size
+    along_classes = [(number, first) for number in args.classes]
+    along_batch = [(args.batch_classes, batch) for batch in others]
+    return list(dict.fromkeys(along_classes + along_batch))
 
 
 def in_process(case, args):
     """What one case measures, in a fresh process."""
-    head, number = case
+    head, number, batch = case
     flags = ["--case", head, "--classes", number, "--dim", args.dim]
-    flags += ["--batch-size", args.batch_size, "--steps", args.steps]
+    flags += ["--batch-size", batch, "--steps", args.steps]
+    flags += ["--centroids", args.centroids]
     flags += ["--centroids-dtype", args.centroids_dtype]
+    flags += ["--sampling-rate", args.sampling_rate]
     command = [sys.executable, __file__, *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -59,6 +95,7 @@ def row(case, rounds):
     return {
         "head": case[0],
         "classes": case[1],
+        "batch_size": case[2],
         "milliseconds": 1000 * statistics.median(seconds),
         "growth_mib": statistics.median(each["growth_mib"] for each in rounds),
         "peak_mib": statistics.median(each["peak_mib"] for each in rounds),
@@ -66,9 +103,10 @@ def row(case, rounds):
 
 
 def ratio(each, rows):
-    """Time and growth over those of softmax with as many classes."""
+    """Time and growth over those of softmax with as many classes and samples."""
     for base in rows:
-        if (base["head"], base["classes"]) == ("softmax", each["classes"]):
+        same = all(base[key] == each[key] for key in ("classes", "batch_size"))
+        if same and base["head"] == "softmax":
             return {
                 key: each[key] / base[key] for key in ("milliseconds", "growth_mib")
             }
@@ -79,15 +117,15 @@ def measure(head, args):
     import keras
     import numpy as np
 
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-    from image_experiment.reporting import environment
-
+    number, batch = args.classes[0], args.batch_size[0]
     keras.utils.set_random_seed(0)
     model = make_model(head, args)
-    draw = np.random.default_rng(0)
-    features = draw.normal(size=(args.batch_size, args.dim)).astype("float32")
-    labels = draw.integers(0, args.classes[0], args.batch_size)
-    before = memory("VmRSS")
+    draws = np.random.default_rng(0)
+    features = draws.normal(size=(batch, args.dim)).astype("float32")
+    labels = draws.integers(0, number, batch)
+    for weight in model.weights:
+        keras.ops.convert_to_numpy(weight[:1])  # waits for JAX
+    before, built = memory("VmRSS"), memory("VmHWM")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     seconds = []
     for _ in range(args.steps + 2):
@@ -95,10 +133,13 @@ def measure(head, args):
         model.train_on_batch(features, labels)
         seconds.append(time.perf_counter() - begun)
     peak = memory("VmHWM")
+    use_examples()
+    from image_experiment.reporting import environment
+
     return {
         "seconds": seconds[2:],  # without tracing and compiling
         "growth_mib": peak - before,
-        "peak_mib": peak,
+        "peak_mib": max(built, peak),
         "environment": environment(),
     }
 
@@ -108,29 +149,123 @@ def make_model(head, args):
 
     import keras_pedcc
 
-    number = args.classes[0]
     inputs = keras.Input((args.dim,))
     x = keras.layers.Dense(args.dim, use_bias=False)(inputs)
     if head == "softmax":
-        model = keras.Model(inputs, keras.layers.Dense(number, use_bias=False)(x))
+        outputs = keras.layers.Dense(args.classes[0], use_bias=False)(x)
+        model = keras.Model(inputs, outputs)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
-        # Random directions: how they lie changes no time.
-        layer = keras_pedcc.CosineDense(
-            number,
-            trainable=False,
-            streaming=head == "streaming",
-            centroids_dtype=args.centroids_dtype,
-        )
-        model, loss = keras_pedcc.PEDCCModel(inputs, layer(x)), keras_pedcc.PEDCCLoss()
+        outputs = make_head(head, args)(x)
+        model, loss = keras_pedcc.PEDCCModel(inputs, outputs), keras_pedcc.PEDCCLoss()
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
     return model
+
+
+def make_head(name, args):
+    """A head with frozen centroids; how these lie changes no time."""
+    import numpy as np
+
+    import keras_pedcc
+
+    number = args.classes[0]
+    options = {"streaming": name == "streaming"}
+    if name == "sampled":
+        options = {"sampling_rate": args.sampling_rate}
+    options["centroids_dtype"] = args.centroids_dtype
+    if args.centroids == "random":
+        return keras_pedcc.CosineDense(number, trainable=False, **options)
+    if args.centroids == "array":
+        shape = (number, args.dim)
+        options["centroids"] = np.random.default_rng(0).standard_normal(
+            shape, dtype="float32"
+        )
+    return keras_pedcc.PEDCCDense(number, **options)
+
+
+def draw(result, path):
+    """Time and growth against the classes and, where measured, the batch; log-log."""
+    use_examples()
+    from image_experiment.figures import plt, save
+
+    columns = [
+        each for each in panels(result) if len({r[each[0]] for r in each[2]}) > 1
+    ]
+    if not columns:
+        sys.exit("many_classes: nothing grows: give several --classes or --batch-size")
+    size = 4.2 * len(columns) + 0.3, 6.2
+    figure, axes = plt.subplots(
+        2, len(columns), figsize=size, layout="constrained", squeeze=False, sharey="row"
+    )
+    for key, cells in zip(QUANTITIES, axes, strict=True):
+        for cell, (along, _, rows) in zip(cells, columns, strict=True):
+            draw_panel(cell, rows, along, key)
+        cells[0].set_ylabel(QUANTITIES[key])
+    for cells, (along, kept, _) in zip(axes.T, columns, strict=True):
+        cells[0].set_title(kept)
+        cells[1].set_xlabel(along.replace("_", " "))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    save(figure, path)
+
+
+def panels(result):
+    """What grows, what stays, and the rows of that, of each column of panels."""
+    batch, number = result["batch_size"], result["batch_classes"]
+    rows = result["rows"]
+    return [
+        ("classes", f"batch {batch:,}", [r for r in rows if r["batch_size"] == batch]),
+        (
+            "batch_size",
+            f"{number:,} classes",
+            [r for r in rows if r["classes"] == number],
+        ),
+    ]
+
+
+def draw_panel(axis, rows, along, key):
+    """One line for each head, and the slope of what grows in proportion."""
+    from image_experiment.figures import OTHER, OWN, TRAINING
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    colors = (TRAINING, OTHER, OWN, "C4")
+    for (head, label), color in zip(HEADS.items(), colors, strict=True):
+        own = sorted((row[along], row[key]) for row in rows if row["head"] == head)
+        if own:
+            x, y = zip(*own, strict=True)
+            # Below a megabyte the growth is that of the allocator.
+            y = [max(value, 1.0) if key == "growth_mib" else value for value in y]
+            axis.plot(x, y, "o-", ms=4, color=color, label=label)
+    ticks = sorted({row[along] for row in rows})
+    top = max(row[key] for row in rows)
+    ends = [ticks[0], ticks[-1]]
+    slope = [2 * top * end / ticks[-1] for end in ends]
+    axis.plot(ends, slope, ":", color="0.5", label="in proportion")
+    axis.set(xscale="log", yscale="log")
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_major_formatter(lambda value, _: short(value))
+    axis.grid(axis="y", color="0.9", lw=0.8)
+
+
+def short(number):
+    """131072 as "131k"."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def memory(name):
     """A figure of this process, in MiB, from the Linux kernel."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
+
+
+def use_examples():
+    """Lets what the examples share be imported."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 
 def parse_args(argv):
@@ -140,20 +275,27 @@ def parse_args(argv):
     )
     add = parser.add_argument
     add("--classes", type=int, nargs="+", default=[10_000, 50_000, 131_072])
-    add("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    add("--heads", nargs="+", choices=HEADS, default=list(DEFAULT_HEADS))
     add("--dim", type=int, default=256)
-    add("--batch-size", type=int, default=256)
+    add("--batch-size", type=int, nargs="+", default=[256], help="others: see above")
+    add("--batch-classes", type=int, default=50_000, help="with other batch sizes")
+    add("--centroids", choices=CENTROIDS, default="random")
     add("--centroids-dtype", default="float32")
+    add("--sampling-rate", type=float, default=0.1, help="of the head `sampled`")
     add("--steps", type=int, default=5, help="timed, of each round")
     add("--rounds", type=int, default=3)
     add("--result", type=pathlib.Path, help="JSON file to write")
+    add("--draw", type=pathlib.Path, help="JSON file to draw, instead of measuring")
+    add("--figure", type=pathlib.Path, help="image file to write")
     add("--case", choices=HEADS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for name in ("dim", "batch_size", "steps", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if min(args.classes) < 2:
-        parser.error("--classes must be at least 2")
+    least = {"dim": 2, "batch_size": 1, "steps": 1, "rounds": 1}
+    for name, number in (least | {"classes": 2, "batch_classes": 2}).items():
+        given = getattr(args, name)
+        if min(given if isinstance(given, list) else [given]) < number:
+            parser.error(f"--{name.replace('_', '-')} must be at least {number}")
+    if args.draw and not args.figure:
+        parser.error("--draw needs --figure, the file to write")
     return args
 
 

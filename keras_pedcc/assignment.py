@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_centroids, check_whole
+from keras_pedcc.checks import check_whole, unit_centroids
 
 GOALS = ("apart", "together")
 
@@ -43,7 +43,7 @@ def assign_classes(centroids, similarity, *, goal="apart", rounds=10_000):
     -1.0
     """
     centroids = np.asarray(ops.convert_to_numpy(centroids))
-    unit = check_centroids(centroids)
+    unit = unit_centroids(centroids)
     alike = _check_similarity(similarity, len(unit))
     if goal not in GOALS:
         raise ValueError(

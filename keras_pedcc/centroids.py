@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import warnings
 
 import keras
 import numpy as np
@@ -28,6 +29,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 # The default descends to the end up to the first number of classes, and for some
 # minutes up to the second.
 FEW_CLASSES, MANY_CLASSES = 2_000, 20_000
+# Multiplications and additions per second: two cores of a CPU, a tenth of a small GPU.
+USUAL_SPEED = 1e11
 
 
 def generate_pedcc(
@@ -63,9 +66,11 @@ def generate_pedcc(
     - `"kerdock"`: orthonormal bases, with their negatives, in the largest power of
       two `d = 2^m` of dimensions that `dim` holds. Largest cosine `1 / sqrt(d)` for
       up to `d (d + 2)` classes if m is even, `sqrt(2 / d)` for up to `2 d (d + 1)` if
-      it is odd: at once, also for a million classes.
+      it is odd; twice that for up to `d (d^2 / 2 + 2)` or `2 d (d^2 + 1)`, d >= 16: at
+      once, also for a million classes.
     - `"max_angle"`: descent on a soft maximum of the cosines of rising sharpness.
-      Comes within 0.03 to 0.06 of the lower bound where there are few classes.
+      Comes within 0.03 to 0.06 of the lower bound where there are few classes. What
+      would take hours is warned of.
     - `"energy"`: the charges move, by descent on the Riesz energy
       `sum_{i<j} |c_i - c_j|^-s`, s = `exponent`; s = 1 is Coulomb's and the paper's.
     - `"random"`: independent and uniform on the sphere.
@@ -169,11 +174,33 @@ def _check_options(num_classes, dim, seed, exponent, seconds, dtype):
 
 def _descend(key, seconds, verbose):
     """What the cache keeps under `key`: all that it depends on is in there."""
+    _warn_of_hours(key, seconds)
     rng = np.random.default_rng(key["seed"])
     points = _random_points(rng, (key["starts"], key["num_classes"], key["dim"]))
     if key["method"] == "energy":
         return relax_charges(points, key["exponent"], key["steps"], seconds, verbose)
     return maximize_angle(points, key["steps"], seconds, verbose)
+
+
+def _warn_of_hours(key, seconds):
+    """Says beforehand how long a descent takes; a clock ends it after two steps."""
+    steps = key["steps"] if seconds is None else min(2, key["steps"])
+    num_classes, dim = key["num_classes"], key["dim"]
+    hours = steps * _operations(num_classes, dim, key["starts"]) / USUAL_SPEED / 3600
+    if hours > 1:
+        warnings.warn(
+            f"A descent of so many centroids takes about {hours:.0f} hours at "
+            f"{USUAL_SPEED:.0e} operations per second. Received: "
+            f"num_classes={num_classes}, dim={dim}, method={key['method']!r}, "
+            f"steps={steps}, starts={key['starts']}. Leave `method` out for an "
+            "arrangement that is built at once, or take fewer steps.",
+            stacklevel=4,
+        )
+
+
+def _operations(num_classes, dim, starts):
+    """Of one step of a descent: two products with all pairs."""
+    return 4 * starts * num_classes**2 * dim
 
 
 def _outside_of_traces():
@@ -218,7 +245,7 @@ def _resolve_method(method, num_classes, dim):
         "simplex": num_classes <= dim + 1,
         "orthogonal_simplices": dim + 2 <= num_classes <= 2 * dim,
         "polygon": dim == 2,
-        "kerdock": num_classes <= constructions.kerdock_capacity(dim),
+        "kerdock": num_classes <= constructions.union_capacity(dim),
         "max_angle": True,
         "energy": True,
         "random": True,
@@ -246,7 +273,8 @@ def _best_method(reach, num_classes, dim):
     # A descent ends 0.03 to 0.06 above the bound; see benchmarks/centroids.py.
     gap = 0.04 if num_classes <= FEW_CLASSES else 0.1
     within_reach = largest_cosine_bound(num_classes, dim) + gap
-    if reach["kerdock"] and constructions.kerdock_cosine(dim) <= within_reach:
+    cosine = constructions.kerdock_cosine(num_classes, dim) if reach["kerdock"] else 1
+    if cosine <= within_reach:
         return "kerdock"
     if num_classes <= MANY_CLASSES:
         return "max_angle"
@@ -260,7 +288,7 @@ def _construct(method, num_classes, dim, seed, dtype):
     if method == "kerdock":
         return constructions.kerdock(num_classes, dim, rng, short)
     if method == "random":
-        return _random_points(rng, (num_classes, dim)).astype(short)
+        return _random_points(rng, (num_classes, dim)).astype(short, copy=False)
     centroids = {
         "simplex": lambda: constructions.simplex(num_classes),
         "polygon": lambda: constructions.polygon(num_classes),
@@ -287,7 +315,7 @@ def _default_starts(method, num_classes):
 def _default_steps(method, num_classes, dim, starts):
     """Enough to converge where that takes seconds; some minutes' worth elsewhere."""
     usual = {"energy": 1_000, "max_angle": 6_000 if num_classes <= 256 else 4_800}
-    affordable = int(4e12 / (4 * starts * num_classes**2 * dim))
+    affordable = int(4e12 / _operations(num_classes, dim, starts))
     return max(24, min(usual.get(method, 1), affordable))
 
 

@@ -5,26 +5,45 @@ import numbers
 import numpy as np
 from keras import ops
 
+BLOCK_ROWS = 8192  # so many rows have copies in float64 at a time
+
 
 def check_centroids(centroids):
-    """Returns `centroids` with unit rows in float64, or raises a `ValueError`."""
+    """Returns `centroids` as NumPy's, or raises a `ValueError`."""
     centroids = np.asarray(centroids)
     if centroids.ndim != 2 or min(centroids.shape) < 2:
         raise ValueError(
             "`centroids` must have shape (num_classes, dim), both at least 2. "
             f"Received: centroids.shape={centroids.shape}. Pass one row per class."
         )
-    centroids = centroids.astype("float64")
-    largest = np.abs(centroids).max(axis=1, keepdims=True)
-    bad = ~np.isfinite(largest[:, 0]) | (largest[:, 0] == 0)
+    blocks = _blocks_of_rows(centroids)
+    bad = np.concatenate(
+        [rows_without_direction(part.astype("float64")) for part in blocks]
+    )
     if bad.any():
         raise ValueError(
             "`centroids` must be finite, without a row of zeros. Received: "
             f"centroids with {bad.sum()} such rows, the first at index "
             f"{bad.argmax()}. Remove or replace these rows."
         )
-    centroids /= largest
-    return centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    return centroids
+
+
+def unit_centroids(centroids, dtype="float64"):
+    """Returns `centroids` with unit rows, computed in float64, or raises as above."""
+    centroids = check_centroids(centroids)
+    units = np.empty(centroids.shape, dtype)
+    parts = zip(_blocks_of_rows(centroids), _blocks_of_rows(units), strict=True)
+    for given, unit in parts:
+        rows = given.astype("float64")
+        rows /= np.abs(rows).max(axis=1, keepdims=True)
+        unit[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return units
+
+
+def _blocks_of_rows(array):
+    """Views of an array, a few thousand rows each."""
+    return [array[i : i + BLOCK_ROWS] for i in range(0, len(array), BLOCK_ROWS)]
 
 
 def check_features(**named):

@@ -68,18 +68,31 @@ def kerdock_capacity(dim):
     """
     if dim < 4:
         return 0
+    return 2 * kerdock_dim(dim) * (_field_size(dim) + 1)
+
+
+def union_capacity(dim):
+    """Number of vectors of all sets together, about `d^3 / 2` or `2 d^3`; d >= 16."""
+    if dim < 16:
+        return kerdock_capacity(dim)
+    return 2 * kerdock_dim(dim) * (_field_size(dim) ** 2 + 1)
+
+
+def _field_size(dim):
+    """Of the field that the forms of Kerdock or Gold come from."""
     d = kerdock_dim(dim)
-    bases = d // 2 + 1 if d.bit_length() % 2 else d + 1
-    return 2 * d * bases
+    return d // 2 if d.bit_length() % 2 else d
 
 
-def kerdock_cosine(dim):
-    """Largest cosine of a set of more than `2 d` vectors, d = 2^m.
+def kerdock_cosine(num_classes, dim):
+    """Largest cosine of more than `2 d` vectors, d = 2^m.
 
-    `1 / sqrt(d)` for even m, `sqrt(2 / d)` for odd m.
+    `1 / sqrt(d)` for even m, `sqrt(2 / d)` for odd m; twice as much for more vectors
+    than a full set.
     """
     d = kerdock_dim(dim)
-    return d**-0.5 if d.bit_length() % 2 else (2 / d) ** 0.5
+    one_set = d**-0.5 if d.bit_length() % 2 else (2 / d) ** 0.5
+    return one_set if num_classes <= kerdock_capacity(dim) else 2 * one_set
 
 
 def kerdock(num_classes, dim, rng, dtype="float32"):
@@ -91,6 +104,11 @@ def kerdock(num_classes, dim, rng, dtype="float32"):
     those of Kerdock, `Q_a(x, x0) = sum_{1 <= i < m/2} Tr((a x)^(2^i + 1)) + x0 Tr(a x)`
     over GF(2^(m-1)), whose differences have rank m. For odd m they are those of Gold,
     `Q_a(x) = Tr(a x^3)` over GF(2^m), of rank m - 1.
+
+    More vectors than a full set are of several sets, `Tr(b x^3)` (even m) or
+    `Tr(b x^5)` (odd m) added to the forms of each, with another b. Between the sets
+    the ranks are at least m - 2 or m - 3, as Delsarte and Goethals have shown, so that
+    the largest cosine doubles.
 
     Fewer vectors than a full set are whole bases, chosen by `rng`, of which the last
     may be cut short. Coordinates are shuffled and their signs drawn by `rng`; beyond
@@ -123,21 +141,33 @@ def _hadamard(d):
 
 
 def _form_signs(d, rng, number):
-    """`(-1)^Q_a` for `number` random a, shape `(number, d)`."""
+    """`(-1)^Q` for `number` forms: random a, and several b where these do not do."""
     m = d.bit_length() - 1
     field = _Field(m - 1 if m % 2 == 0 else m)
+    form = _gold_form if m % 2 else _kerdock_form
     chosen = rng.permutation(field.size)[:number]
-    x = np.arange(field.size)
-    if m % 2:
-        cubes = field.power(x, 3)
-        forms = [field.trace(field.times(a, cubes)) for a in chosen]
-    else:
-        forms = [_kerdock_form(field, field.times(a, x), m) for a in chosen]
-    bits = np.array(forms, "int8").reshape(number, d)
+    bits = np.array([form(field, a, m) for a in chosen], "int8").reshape(-1, d)
+    if number > field.size:
+        sets = -(-number // field.size)
+        added = [0, *rng.permutation(np.arange(1, field.size))[: sets - 1]]
+        shifts = np.array([_shift(field, b, m) for b in added], "int8")
+        bits = (shifts[:, None] ^ bits).reshape(-1, d)[:number]
     return 1 - 2 * bits
 
 
-def _kerdock_form(field, ax, m):
+def _gold_form(field, a, m):
+    return field.trace(field.times(a, field.power(np.arange(field.size), 3)))
+
+
+def _shift(field, b, m):
+    """What is added to the forms of another set."""
+    exponent = 5 if m % 2 else 3
+    bits = field.trace(field.times(b, field.power(np.arange(field.size), exponent)))
+    return bits if m % 2 else np.concatenate([bits, bits])
+
+
+def _kerdock_form(field, a, m):
+    ax = field.times(a, np.arange(field.size))
     quadratic = np.zeros(field.size, "int64")
     for i in range(1, m // 2):
         quadratic ^= field.trace(field.power(ax, 2**i + 1))

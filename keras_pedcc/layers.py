@@ -3,13 +3,18 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids import METHODS, generate_pedcc
-from keras_pedcc.checks import check_centroids, check_dim, check_whole
+from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.checks import check_dim, check_whole, unit_centroids
+from keras_pedcc.frozen import UnitRows, frozen_cosines
+from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
 from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits, streaming_from
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
+
+FULL = ("float32", "float64")
 
 
 class MarginShare(keras.layers.Layer):
@@ -67,6 +72,11 @@ class CosineDense(keras.layers.Layer):
             them; the loss, with a margin and class indices as labels, must be in a
             `PEDCCModel`. `None` is False here; `PEDCCDense` knows when.
         block_size: int, at least 1. Classes per block, when streaming.
+        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
+            each training step draws, beside those of its batch, for a head that streams
+            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            of training is lower in the mean than the exact one, and the accuracy of
+            training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
@@ -86,7 +96,8 @@ class CosineDense(keras.layers.Layer):
         TypeError: `num_classes` is not a whole number.
         ValueError: `num_classes` or the last dimension of the input is below 2;
             a norm is asked for without features, or streaming with a norm or without
-            features; `block_size` is below 1.
+            features; `block_size` is below 1; `sampling_rate` is outside (0, 1], or
+            given to a head that does not stream.
 
     Example:
 
@@ -107,6 +118,7 @@ class CosineDense(keras.layers.Layer):
         kernel_initializer="random_normal",
         streaming=None,
         block_size=BLOCK_SIZE,
+        sampling_rate=None,
         centroids_dtype=None,
         **kwargs,
     ):
@@ -124,6 +136,11 @@ class CosineDense(keras.layers.Layer):
         check_whole(1, block_size=block_size)
         self.streaming = _check_streaming(streaming, return_features, return_norm)
         self.block_size = int(block_size)
+        self.sampling_rate = check_sampling(
+            sampling_rate, streaming, return_features, return_norm
+        )
+        if self.sampling_rate is not None:
+            self.seed_generator = keras.random.SeedGenerator()
         self.centroids_dtype = _check_float(centroids_dtype)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
@@ -135,19 +152,29 @@ class CosineDense(keras.layers.Layer):
     @property
     def streams(self):
         """Whether the logits are left to the loss."""
-        if self.streaming is not None:
-            return self.streaming
-        return False
+        return bool(self.streaming) or self.sampling_rate is not None
 
-    def stream(self, features, training):
+    def stream(self, features, training, ranked=False):
         """The logits that this head leaves to the loss, as `StreamedLogits`."""
+        if training and self.sampling_rate is not None:
+            return self._sample(features)
         return StreamedLogits(
             features,
             ops.convert_to_tensor(self.centroids),
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
+            ranked=ranked,
             layout=self._layout,
+        )
+
+    def _sample(self, features):
+        return SampledLogits(
+            features,
+            ops.convert_to_tensor(self.centroids),
+            trained=self.trainable,
+            number=number_of_samples(self.num_classes, self.sampling_rate),
+            seed=self.seed_generator,
         )
 
     def call(self, inputs, training=None):
@@ -157,7 +184,7 @@ class CosineDense(keras.layers.Layer):
         if self.streams:
             return {"features": features}
         centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = cosines(features, centroids)
+        logits = self._cosines(features, centroids, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -179,6 +206,7 @@ class CosineDense(keras.layers.Layer):
         config["return_norm"] = self.return_norm
         config["streaming"] = self.streaming
         config["block_size"] = self.block_size
+        config["sampling_rate"] = self.sampling_rate
         config["centroids_dtype"] = self.centroids_dtype
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
@@ -205,6 +233,9 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _cosines(self, features, centroids, training):
+        return cosines(features, centroids)
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
@@ -247,10 +278,15 @@ class PEDCCDense(CosineDense):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
-            that way, from 1,000,000, unless `return_features` or `return_norm` say
-            otherwise.
+            `PEDCCModel`. `None`: from 100,000 classes on, on JAX from 50,000, on
+            PyTorch, which is slower that way, from 1,000,000, unless
+            `return_features` or `return_norm` say otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
+        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
+            each training step draws, beside those of its batch, for a head that streams
+            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            of training is lower in the mean than the exact one, and the accuracy of
+            training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
@@ -272,7 +308,8 @@ class PEDCCDense(CosineDense):
         ValueError: A size is below 2, `method` is unknown, `centroids` has
             another shape, a NaN, or a row of zeros; a norm is asked for without
             features, or streaming with a norm or without features; `block_size` is
-            below 1.
+            below 1; `sampling_rate` is outside (0, 1], or given to a head that does
+            not stream.
 
     Example:
 
@@ -295,6 +332,7 @@ class PEDCCDense(CosineDense):
         return_norm=False,
         streaming=None,
         block_size=BLOCK_SIZE,
+        sampling_rate=None,
         centroids_dtype=None,
         **kwargs,
     ):
@@ -306,6 +344,7 @@ class PEDCCDense(CosineDense):
             return_norm=return_norm,
             streaming=streaming,
             block_size=block_size,
+            sampling_rate=sampling_rate,
             centroids_dtype=centroids_dtype,
             **kwargs,
         )
@@ -317,8 +356,10 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
-        self._source = _check_source(centroids, num_classes)
+        dtype = self.centroids_dtype or self.variable_dtype
+        self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
+        self.unit_rows = UnitRows()
         self._restoring = False
 
     @property
@@ -330,17 +371,31 @@ class PEDCCDense(CosineDense):
     def trainable(self, value):
         if not _set_by_parent():
             self._unfrozen = bool(value)
+        before = self.trainable
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
+        if self.built and self.trainable != before and self._layout is None:
+            self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
+        if self._layout is None:
+            self._follow_lengths()
         if not isinstance(self._source, str | None):
             self._source = "saved"
+
+    def _follow_lengths(self):
+        # A shorter float would round unit vectors to other lengths.
+        full = keras.backend.standardize_dtype(self.centroids.dtype) in FULL
+        self.unit_rows.follow(
+            self.centroids,
+            frozen=lambda: not self.trainable,
+            known=full and not (self.trainable or self._restoring),
+        )
 
     def build_from_config(self, config):
         # The weights come from the file: nothing is generated for them.
@@ -358,10 +413,15 @@ class PEDCCDense(CosineDense):
 
     @property
     def streams(self):
-        if self.streaming is not None:
-            return self.streaming
+        if self.streaming is not None or self.sampling_rate is not None:
+            return self.streaming is not False
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= streaming_from()
+
+    def _cosines(self, features, centroids, training):
+        if training and not self.trainable and self._layout is None:
+            return frozen_cosines(features, centroids, self.unit_rows)
+        return cosines(features, centroids)
 
     def _initializer(self, dim):
         if self._restoring:
@@ -377,12 +437,7 @@ class PEDCCDense(CosineDense):
                 "`clone_function`."
             )
         if self._source is None:
-            return _Made(
-                self,
-                lambda shape, dtype: ops.cast(
-                    generate_pedcc(*shape, method=self.method, seed=self.seed), dtype
-                ),
-            )
+            return _Made(self, self._generated)
         given = self._source
         if given.shape[1] != dim:
             raise ValueError(
@@ -392,6 +447,14 @@ class PEDCCDense(CosineDense):
                 "wide, or pass other centroids."
             )
         return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
+
+    def _generated(self, shape, dtype):
+        # Short from the start: a long copy beside it may be most of the memory.
+        made = dtype if dtype in DTYPES else "float32"
+        centroids = generate_pedcc(
+            *shape, method=self.method, seed=self.seed, dtype=made
+        )
+        return ops.cast(centroids, dtype)
 
 
 class _Made(keras.initializers.Initializer):
@@ -453,10 +516,12 @@ def use_full_precision(layer):
         layer.dtype_policy = "float32"
 
 
-def _check_source(centroids, num_classes):
+def _check_source(centroids, num_classes, dtype):
     if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
         return centroids
-    unit = check_centroids(ops.convert_to_numpy(centroids))
+    if not isinstance(centroids, np.ndarray):
+        centroids = ops.convert_to_numpy(centroids)
+    unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
     if len(unit) != num_classes:
         raise ValueError(
             "`centroids` must have one row per class. Received: centroids.shape="

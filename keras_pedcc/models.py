@@ -30,7 +30,8 @@ class PEDCCModel(keras.Model):
       its own name (`accuracy`), unless both outputs have one of that name.
     - With a head that streams, which returns the features alone, the loss is one with a
       margin and takes the logits by blocks of classes; `metrics` may hold
-      `"accuracy"`, and metrics of the features under their name.
+      `"accuracy"`, `keras.metrics.SparseTopKCategoricalAccuracy(k)`, and metrics of the
+      features under their name.
     - `fit` and `evaluate` check NumPy labels, those for validation too, before
       anything runs (not in a subclass with a `call` of its own).
 
@@ -62,8 +63,8 @@ class PEDCCModel(keras.Model):
         # A subclass with a `call` of its own has no outputs yet.
         self._num_classes = None if outputs is None else _check_outputs(outputs)
         self._streams = outputs is not None and "logits" not in outputs
-        self._hits = keras.metrics.Mean("accuracy") if self._streams else None
-        self._counts_hits = False
+        self._means = {}  # of hits among the k nearest, all that were ever asked for
+        self._hits = {}  # name of each metric of the logits that are not held: k
 
     def compile(
         self,
@@ -89,9 +90,12 @@ class PEDCCModel(keras.Model):
         head = self._streaming_head()
         if head is not None:
             _check_streamed_loss(loss)
-            accuracy, metrics = _without_accuracy(metrics)
-            _without_accuracy(weighted_metrics, allowed=False)
-            self._counts_hits = accuracy
+            self._of_logits, metrics = _split(metrics)
+            self._hits = _hits_of(self._of_logits)
+            _refuse_weighted(_split(weighted_metrics)[0])
+            for name in self._hits:
+                if name not in self._means:
+                    self._means[name] = keras.metrics.Mean(name)
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -109,10 +113,11 @@ class PEDCCModel(keras.Model):
             config.pop("loss_weights", None)
             if self._plain_metrics and config["metrics"]:
                 config["metrics"] = config["metrics"]["logits"]
-            if self._counts_hits:
+            if self._hits:
+                of_logits = map(keras.saving.serialize_keras_object, self._of_logits)
                 config["metrics"] = {
                     **(config["metrics"] or {}),
-                    "logits": ["accuracy"],
+                    "logits": list(of_logits),
                 }
             if self._plain_weighted_metrics and config["weighted_metrics"]:
                 config["weighted_metrics"] = config["weighted_metrics"]["logits"]
@@ -146,30 +151,30 @@ class PEDCCModel(keras.Model):
         if head is None:
             loss = self._loss_of_outputs(y, y_pred, sample_weight)
         else:
-            logits = head.stream(y_pred["features"], training)
+            ranked = any(k > 1 for k in self._hits.values())
+            logits = head.stream(y_pred["features"], training, ranked)
             loss = _StreamedLoss(self.loss, logits)(
                 y, y_pred["features"], sample_weight
             )
             # Among the outputs it reaches `compute_metrics` on every backend.
-            y_pred["hits"] = ops.stop_gradient(logits.hits)
+            y_pred["rank"] = ops.stop_gradient(logits.rank)
         extra = sum(ops.sum(each) for each in self.losses)
         # Each replica has the whole of them, and Keras adds the replicas up.
         return loss + extra / number_of_replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = dict(y_pred)
-        hits = y_pred.pop("hits", None)
-        if self._counts_hits and hits is not None:
-            self._hits.update_state(hits)
+        rank = y_pred.pop("rank", None)
+        if rank is not None:
+            for name, k in self._hits.items():
+                self._means[name].update_state(rank < k)
         labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
     @property
     def metrics(self):
-        found = super().metrics
-        if self._counts_hits:
-            return found
-        return [metric for metric in found if metric is not self._hits]
+        idle = [mean for name, mean in self._means.items() if name not in self._hits]
+        return [each for each in super().metrics if not any(each is i for i in idle)]
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
@@ -257,24 +262,46 @@ def _check_streamed_loss(loss):
         )
 
 
-def _without_accuracy(metrics, allowed=True):
-    """Whether accuracy is asked for, and the metrics that see the features."""
+def _split(metrics):
+    """The metrics of the logits as a list, and those of the features."""
     metrics = _for_logits([metrics] if isinstance(metrics, str) else metrics) or {}
     of_logits = metrics.get("logits") or []
     of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
-    if any(metric not in ("accuracy", "acc") for metric in of_logits):
-        raise ValueError(
-            'With a head that streams the only metric of the logits is "accuracy". '
-            f"Received: {of_logits}. Leave the others out, or make the head with "
-            "streaming=False."
-        )
-    if of_logits and not allowed:
+    rest = {name: value for name, value in metrics.items() if name != "logits"}
+    return list(of_logits), rest or None
+
+
+def _hits_of(metrics):
+    """Name of each metric, and among how many nearest classes it looks for the own."""
+    kinds = {
+        "accuracy": ("accuracy", 1),
+        "acc": ("accuracy", 1),
+        "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
+        "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
+    }
+    found = {}
+    for metric in metrics:
+        if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
+            found[metric.name] = metric.k
+        elif isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
+            found[metric.name] = 1
+        elif metric in kinds:
+            found.update([kinds[metric]])
+        else:
+            raise ValueError(
+                'With a head that streams the metrics of the logits are "accuracy" and '
+                "keras.metrics.SparseTopKCategoricalAccuracy(k). Received: "
+                f"{metric!r}. Leave it out, or make the head with streaming=False."
+            )
+    return found
+
+
+def _refuse_weighted(of_logits):
+    if of_logits:
         raise ValueError(
             "With a head that streams no weighted metric sees the logits. Received: "
             f"weighted_metrics={of_logits}. Pass `metrics`."
         )
-    rest = {name: value for name, value in metrics.items() if name != "logits"}
-    return bool(of_logits), rest or None
 
 
 def _for_logits(metrics):

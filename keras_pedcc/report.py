@@ -5,7 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_centroids
+from keras_pedcc.checks import unit_centroids
 
 
 def centroid_report(centroids):
@@ -38,7 +38,7 @@ def centroid_report(centroids):
     >>> round(report["largest_cosine"], 4), round(report["largest_cosine_bound"], 4)
     (-0.1111, -0.1111)
     """
-    unit = check_centroids(ops.convert_to_numpy(centroids))
+    unit = unit_centroids(ops.convert_to_numpy(centroids))
     num_classes, dim = unit.shape
     largest, smallest, energy = _pair_statistics(unit)
     return {

@@ -6,12 +6,12 @@ from keras import ops
 
 from keras_pedcc.checks import check_whole
 from keras_pedcc.sharding import class_layout
-from keras_pedcc.vectors import unit_vectors
+from keras_pedcc.vectors import inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
-# From so many classes on a head streams by itself. PyTorch, which runs each operation
-# on its own, is slower that way: it does when the logits no longer fit.
-STREAMING_FROM = {"tensorflow": 100_000, "jax": 100_000, "torch": 1_000_000}
+# From so many classes on a head streams by itself. JAX is faster that way from there
+# on; PyTorch, which runs each operation on its own, slower: when the logits do not fit.
+STREAMING_FROM = {"tensorflow": 100_000, "jax": 50_000, "torch": 1_000_000}
 
 
 def streaming_from():
@@ -31,6 +31,7 @@ class StreamedLogits:
         trained: Whether the loss has a gradient with respect to the centroids.
         block_size: int, at least 1.
         training: Whether a gradient is wanted at all.
+        ranked: Whether `rank` is wanted, beyond whether it is 0.
         layout: `ClassLayout` of the centroids, or `None` without a distribution. Each
             device goes over the blocks of its own classes.
     """
@@ -43,6 +44,7 @@ class StreamedLogits:
         trained,
         block_size,
         training=True,
+        ranked=False,
         layout=None,
     ):
         self.features = features
@@ -56,7 +58,8 @@ class StreamedLogits:
         self.training = training
         self.shape = (features.shape[0], centroids.shape[0])
         self.dtype = features.dtype
-        self.hits = None  # whether the own class is the nearest, once a loss is taken
+        self.ranked = ranked
+        self.rank = None  # how many others are as near as the own class, after a loss
 
     def own(self, index):
         """Cosine to the class of each sample, shape `(batch,)`."""
@@ -66,14 +69,14 @@ class StreamedLogits:
     def entropy(self, index, lower, scale):
         """`log(1 + sum_{j != y} exp(s cos_j - s lower(cos_y)))`, and `cos_y`."""
         own = self.own(index)
-        others = _others(self, index, scale)
-        self.hits = ops.cast(ops.stop_gradient(own) > others[1], self.dtype)
+        others = _others(self, index, scale, ops.stop_gradient(own))
+        self.rank = others[1]
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(others[0] - scale * lowered), own
 
 
-def _others(logits, index, scale):
-    """Log-sum-exp of `scale * cos` over the other classes, and their largest cosine.
+def _others(logits, index, scale, own):
+    """Log-sum-exp of `scale * cos` over the other classes, and how many are as near.
 
     One pass over the centroids: beside the running sum of the exponentials runs that
     of the centroids they weigh, which is the gradient with respect to the features.
@@ -85,9 +88,11 @@ def _others(logits, index, scale):
     centroids, trained = logits.centroids, logits.trained
 
     def value(features, centroids):
-        scaled = scale * features
-        top, total, pull = _pass(logits, scaled, centroids, index)
-        outputs = ops.stack([(top + ops.log(total))[:, 0], top[:, 0] / scale])
+        scaled, bar = scale * features, scale * own[:, None]
+        top, total, pull, nearer = _pass(logits, scaled, bar, centroids, index)
+        if not logits.ranked:  # one at least, or none
+            nearer = not_below(top, bar)
+        outputs = ops.stack([top + ops.log(total), nearer])[:, :, 0]
 
         def gradient(*args, upstream=None):
             if not logits.training:
@@ -111,39 +116,53 @@ def _others(logits, index, scale):
     return ops.custom_gradient(lambda x: value(x, centroids))(logits.features)
 
 
-def _pass(logits, scaled, centroids, index):
+def _pass(logits, scaled, bar, centroids, index):
     """Over the other classes, with z the `scaled` features times unit centroids c:
 
-    the largest z, `sum_j exp(z_j - it)`, and `sum_j exp(z_j - it) c_j`.
+    the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z are
+    not below the `bar`, shape `(batch, 1)`.
     """
     if logits.parts == 1:
-        return _pass_of_part(logits, scaled, centroids, index)
-    tops, totals, pulls = logits.layout.on_parts(
-        lambda rows, index: _pass_of_part(logits, scaled, rows, index), centroids, index
+        return _pass_of_part(logits, scaled, bar, centroids, index)
+    tops, totals, pulls, nearer = logits.layout.on_parts(
+        lambda rows, index: _pass_of_part(logits, scaled, bar, rows, index),
+        centroids,
+        index,
     )
     top = ops.max(tops, axis=0)
     fading = ops.exp(tops - top)
-    return top, ops.sum(fading * totals, axis=0), ops.sum(fading * pulls, axis=0)
+    total, pull = ops.sum(fading * totals, axis=0), ops.sum(fading * pulls, axis=0)
+    return top, total, pull, ops.sum(nearer, axis=0)
 
 
-def _pass_of_part(logits, scaled, centroids, index):
+def _pass_of_part(logits, scaled, bar, centroids, index):
     nothing = ops.zeros_like(scaled[:, :1])
     # Below any z: the length of a row is the scale.
     lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
-    state = (lowest, nothing, ops.zeros_like(scaled))
+    state = (lowest, nothing, ops.zeros_like(scaled), nothing)
 
     def add(start, size, state):
-        top, total, pull = state
-        units, scores = _block(logits, scaled, centroids, index, start, size)
+        top, total, pull, nearer = state
+        rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
         higher = ops.maximum(top, ops.max(scores, axis=1, keepdims=True))
         powers = ops.exp(scores - higher)
         fading = ops.exp(top - higher)
         total = fading * total + ops.sum(powers, axis=1, keepdims=True)
         if logits.training:
-            pull = fading * pull + ops.matmul(powers, units)
-        return higher, total, pull
+            pull = fading * pull + ops.matmul(powers * inverse, rows)
+        if logits.ranked:
+            nearer = nearer + ops.sum(not_below(scores, bar), axis=1, keepdims=True)
+        return higher, total, pull, nearer
 
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
+
+
+def not_below(scores, bar):
+    """1.0 where a score is at or above the bar, or one of them is NaN, else 0.0.
+
+    TensorFlow turns "not below" into "at or above", which NaN never is.
+    """
+    return 1 - ops.cast(scores < bar, scores.dtype)
 
 
 def _centroid_slopes(logits, scaled, centroids, index, top, rate):
@@ -160,11 +179,13 @@ def _centroid_slopes(logits, scaled, centroids, index, top, rate):
 
 def _slopes_of_part(logits, scaled, centroids, index, top, rate):
     def slopes(start, size):
-        units, scores = _block(logits, scaled, centroids, index, start, size)
+        rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
+        inverse = ops.transpose(inverse)
+        units = rows * inverse
         powers = rate * ops.exp(scores - top)
         along = ops.matmul(ops.transpose(powers), scaled)
         along = along - units * ops.sum(units * along, axis=1, keepdims=True)
-        return along * _inverse_lengths(_rows(centroids, start, size, scaled.dtype))
+        return along * inverse
 
     size = logits.block_size
     whole, rest = divmod(centroids.shape[0], size)
@@ -177,31 +198,35 @@ def _slopes_of_part(logits, scaled, centroids, index, top, rate):
 
 
 def _block(logits, scaled, centroids, index, start, size):
-    """Unit centroids of a block; scores of them, minus infinity for the own class."""
+    """Centroids of a block, one over their lengths as a row, and their scores,
+
+    minus infinity for the own class.
+    """
     rows = _rows(centroids, start, size, scaled.dtype)
-    units = rows * _inverse_lengths(rows)
-    scores = ops.matmul(scaled, ops.transpose(units))
+    # A batch is smaller than `dim`, mostly: its scores are divided, not the rows.
+    inverse = inverse_lengths(rows)[None]
+    scores = ops.matmul(scaled, ops.transpose(rows)) * inverse
     inside = index - start
     if logits.layout is not None:
         # Writing single entries, devices would first have to tell each other which.
         own = ops.equal(ops.arange(size, dtype=inside.dtype), inside[:, None])
-        return units, ops.where(own, -np.inf, scores)
+        return rows, inverse, ops.where(own, -np.inf, scores)
     at = ops.clip(inside, 0, size - 1)
     there = ops.take_along_axis(scores, at[:, None], axis=1)[:, 0]
     there = ops.where(ops.equal(at, inside), -np.inf, there)
     where = ops.stack([ops.arange(ops.shape(at)[0], dtype=at.dtype), at], axis=1)
-    return units, ops.scatter_update(scores, where, there)
+    return rows, inverse, ops.scatter_update(scores, where, there)
 
 
 def _rows(centroids, start, size, dtype):
+    if keras.backend.backend() == "jax" and centroids.dtype != dtype:
+        import jax
+
+        # On the CPU XLA would cast all of them before the loop over the blocks.
+        start = ops.convert_to_tensor(start, "int32")
+        centroids, start = jax.lax.optimization_barrier((centroids, start))
     rows = ops.slice(centroids, (start, 0), (size, centroids.shape[1]))
     return ops.cast(rows, dtype)
-
-
-def _inverse_lengths(rows):
-    """`1 / |v|` of each row as a column, `|v|` at least 1e-6 as in `unit_vectors`."""
-    squared = ops.sum(ops.square(rows), axis=1, keepdims=True)
-    return ops.rsqrt(ops.maximum(squared, 1e-12))
 
 
 def _over_blocks(step, state, number, size):
@@ -284,7 +309,7 @@ def _best_of_parts(layout, features, centroids, k, block_size):
 
 def _best_of_block(features, centroids, start, size, k):
     rows = _rows(centroids, start, size, features.dtype)
-    cosines = ops.matmul(features, ops.transpose(rows * _inverse_lengths(rows)))
+    cosines = ops.matmul(features, ops.transpose(rows)) * inverse_lengths(rows)
     cosines, at = ops.top_k(cosines, min(k, size))
     return cosines, ops.cast(at, "int32") + start
 

@@ -1,5 +1,6 @@
 """Vectors in rows: their lengths, their directions, and cosines between them."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -17,12 +18,12 @@ def unit_vectors(vectors):
     Returns:
         Tensor of the same shape and dtype.
     """
+    if keras.backend.backend() == "torch":  # whose own gradient is the quicker one
+        return vectors * _row_scale(vectors)
 
     @ops.custom_gradient
     def divide(vectors):
-        squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-        inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
-        inverse = ops.where(squared < np.inf, inverse, np.nan)
+        inverse = _row_scale(vectors)
         units = vectors * inverse
 
         def gradient(*args, upstream=None):
@@ -33,6 +34,12 @@ def unit_vectors(vectors):
         return units, gradient
 
     return divide(vectors)
+
+
+def _row_scale(vectors):
+    squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
+    return ops.where(squared < np.inf, inverse, np.nan)
 
 
 def lengths(vectors):
@@ -48,17 +55,23 @@ def lengths(vectors):
     return ops.sqrt(ops.maximum(squared, 1e-12))
 
 
+def inverse_lengths(rows):
+    """`1 / |v|` of each row, shape `(rows,)`, with `|v|` at least 1e-6."""
+    squared = ops.sum(ops.square(rows), axis=1)
+    return ops.rsqrt(ops.maximum(squared, 1e-12))
+
+
+def products(features, centroids):
+    """`features @ centroids.T`, in the order that TensorFlow multiplies faster in."""
+    if centroids.shape[0] <= centroids.shape[1]:
+        return ops.matmul(features, ops.transpose(centroids))
+    return ops.transpose(ops.matmul(centroids, ops.transpose(features)))
+
+
 def cosines(features, centroids):
     """`features @ centroids.T / |centroids|`.
 
-    The lengths are taken at every call, also of frozen centroids: weights that were
-    fine-tuned elsewhere may be set at any time. A row shorter than 1e-6 is divided
-    by 1e-6.
+    The lengths are taken at every call: weights that were fine-tuned elsewhere may be
+    set at any time. A row shorter than 1e-6 is divided by 1e-6.
     """
-    squared = ops.sum(ops.square(centroids), axis=1)
-    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
-    # TensorFlow multiplies faster in one order or the other.
-    if centroids.shape[0] <= centroids.shape[1]:
-        return ops.matmul(features, ops.transpose(centroids)) * inverse
-    scaled = ops.matmul(centroids, ops.transpose(features)) * inverse[:, None]
-    return ops.transpose(scaled)
+    return products(features, centroids) * inverse_lengths(centroids)

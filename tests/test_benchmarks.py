@@ -1,4 +1,4 @@
-"""The programs of `benchmarks/` around the image experiments, without training."""
+"""The programs of `benchmarks/`, on next to nothing."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ import threading
 import time
 
 import compare_losses
+import keras
 import numpy as np
 import pytest
 from cifar100 import CIFAR100
@@ -21,7 +22,15 @@ from image_experiment.data import Images
 from tensors import NO_JIT
 
 import keras_pedcc
-from benchmarks import paper_tables, results_table, throughput
+from benchmarks import (
+    many_classes,
+    paper_tables,
+    peers,
+    results_table,
+    sampled_classes,
+    throughput,
+    walsh_hadamard,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Stands in for an example: tells its process id and environment, and ends at once, or
@@ -421,3 +430,244 @@ def test_batches_are_made_ahead_in_order_by_a_thread():
     assert asked == [0, 1, 2, 3, 4, 5, 6]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
+
+
+# many_classes.py
+
+
+def growth(**changed):
+    """A result with two sizes of each kind and every head."""
+    sizes = [(1_000, 128), (131_072, 128), (50_000, 128), (50_000, 256)]
+    rows = [
+        {
+            "head": head,
+            "classes": classes,
+            "batch_size": batch,
+            "milliseconds": classes * batch / 1e5,
+            "growth_mib": 0.0 if head == "streaming" else classes * batch / 1e6,
+        }
+        for head in many_classes.HEADS
+        for classes, batch in sizes
+    ]
+    return {"batch_size": 128, "batch_classes": 50_000, "rows": rows} | changed
+
+
+def test_growth_is_drawn_from_a_file(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(growth()))
+    figure = tmp_path / "growth.png"
+    many_classes.main(
+        ["--draw", str(tmp_path / "result.json"), "--figure", str(figure)]
+    )
+    assert figure.stat().st_size > 10_000
+
+
+def test_growth_without_batches_has_one_column(tmp_path):
+    rows = [row for row in growth()["rows"] if row["batch_size"] == 128]
+    one, other = many_classes.panels(growth(rows=rows))
+    assert {row["classes"] for row in one[2]} == {1_000, 50_000, 131_072}
+    assert {row["batch_size"] for row in other[2]} == {128}
+    many_classes.draw(growth(rows=rows), tmp_path / "growth.png")
+    with pytest.raises(SystemExit, match="nothing grows"):
+        many_classes.draw(growth(rows=rows[:1]), tmp_path / "nothing.png")
+
+
+def test_one_size_grows_while_the_other_stays():
+    flags = ["--classes", "10", "20", "--batch-size", "4", "8", "--batch-classes", "20"]
+    points = many_classes.points(many_classes.parse_args(flags))
+    assert points == [(10, 4), (20, 4), (20, 8)]
+
+
+def test_ratio_is_to_softmax_of_the_same_size():
+    rows = growth()["rows"]
+    mine = rows[-1] | {"milliseconds": 3 * rows[-1]["milliseconds"]}
+    assert many_classes.ratio(mine, rows)["milliseconds"] == pytest.approx(3)
+    assert many_classes.ratio(mine | {"batch_size": 7}, rows) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(500, "500"), (131_072, "131k"), (1e6, "1M")]
+)
+def test_sizes_on_the_axis_are_short(number, text):
+    assert many_classes.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classes", "9", "1"], "--classes must be at least 2"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--draw", "result.json"], "--draw needs --figure"),
+    ],
+)
+def test_many_classes_refuses(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        many_classes.parse_args(flags)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+@pytest.mark.parametrize("centroids", many_classes.CENTROIDS)
+def test_many_classes_measures_each_case_in_a_process(tmp_path, centroids):
+    path = tmp_path / "result.json"
+    flags = ["--heads", "streaming", "--classes", "300", "--dim", "16"]
+    flags += ["--batch-size", "4", "--steps", "1", "--rounds", "1"]
+    flags += ["--centroids", centroids, "--centroids-dtype", "bfloat16"]
+    many_classes.main([*flags, "--result", str(path)])
+    [row] = json.loads(path.read_text())["rows"]
+    assert row["milliseconds"] > 0
+    assert row["peak_mib"] > 50
+
+
+# peers.py
+
+needs_torch = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the peers are of PyTorch"
+)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="there they run")
+def test_peers_tell_which_backend_they_need(capsys):
+    with pytest.raises(SystemExit):
+        peers.parse_args([])
+    assert "set KERAS_BACKEND=torch" in capsys.readouterr().err
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["plain", "metric_learning"])
+def test_peers_are_am_softmax(name):
+    import torch
+
+    if name == "metric_learning":
+        pytest.importorskip("pytorch_metric_learning")
+    loss, [weight] = peers.peers(7, 16)[name]
+    features, labels = torch.randn(5, 16), torch.arange(5)
+    rows = weight if name == "plain" else weight.T
+    cosines = torch.nn.functional.normalize(features) @ (
+        torch.nn.functional.normalize(rows).T
+    )
+    right = keras_pedcc.losses.am_softmax_loss(
+        labels, cosines, scale=peers.SCALE, margin=peers.MARGIN
+    )
+    found = float(loss(features, labels).detach())
+    np.testing.assert_allclose(found, float(right.mean().detach()), rtol=1e-5)
+
+
+@needs_torch
+def test_step_of_peers_trains_what_is_trained_and_gives_the_slope():
+    import torch
+
+    features, labels = torch.randn(5, 16), torch.arange(5)
+    for loss, weights in (peers.plain(7, 16), peers.pedcc(7, 16, trainable=True)):
+        before = weights[0].detach().clone()
+        slope = peers.training_step(loss, weights)(features, labels)
+        assert slope.shape == features.shape
+        assert slope.abs().max() > 0
+        assert (weights[0].detach() != before).any()
+    assert peers.pedcc(7, 16)[1] == []
+
+
+@needs_torch
+def test_peers_write_what_they_measure(tmp_path):
+    path = tmp_path / "peers.json"
+    flags = ["--num-classes", "7", "--dim", "16", "--batch", "4", "--steps", "2"]
+    peers.main([*flags, "--trained", "--result", str(path)])
+    [row] = json.loads(path.read_text())["rows"]
+    assert {"plain", "pedcc", "pedcc_trained"} <= set(row["milliseconds"])
+    assert "pedcc" not in row["pedcc_over"]
+
+
+@needs_torch
+def test_missing_peer_is_told(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    assert set(peers.peers(7, 16)) == {"plain"}
+    assert "pip install pytorch-metric-learning" in capsys.readouterr().err
+
+
+# walsh_hadamard.py
+
+
+@pytest.fixture
+def transformed(rng):
+    """Signs, the matrix that they stand for, features and slopes."""
+    signs = np.where(rng.random((8, 16)) < 0.5, -1, 1).astype("int8")
+    matrix = walsh_hadamard.hadamard(16) * signs[:, None] / 4
+    x = rng.standard_normal((16, 5)).astype("float32")
+    slopes = rng.standard_normal((128, 5)).astype("float32")
+    return signs, matrix.reshape(128, 16), x / np.linalg.norm(x, axis=0), slopes
+
+
+@pytest.mark.parametrize("name", ["half_product", "kronecker", "butterflies"])
+def test_transforms_are_products_with_the_matrix(transformed, name):
+    signs, matrix, x, slopes = transformed
+    way = walsh_hadamard.WAYS[name](signs)
+    x, slopes = map(keras.ops.convert_to_tensor, (x, slopes))
+    found = keras.ops.convert_to_numpy(way.cosines(way.held, x))
+    np.testing.assert_allclose(found, matrix @ np.asarray(x), atol=1e-6)
+    found = keras.ops.convert_to_numpy(way.pull(way.held, slopes))
+    np.testing.assert_allclose(found, matrix.T @ np.asarray(slopes), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", walsh_hadamard.WAYS)
+@pytest.mark.parametrize("size", [2, 8])
+def test_blocks_of_bases_give_the_sum_over_classes_and_its_slope(
+    transformed, name, size
+):
+    signs, matrix, x, _ = transformed
+    way = walsh_hadamard.WAYS[name](signs)
+    tensor = keras.ops.convert_to_tensor(x)
+    total, slope = walsh_hadamard.streaming(way, way.held, tensor, size)
+    vectors = np.concatenate([matrix, -matrix])
+    powers = np.exp(walsh_hadamard.SCALE * (vectors @ x).astype("float64"))
+    total, slope = map(keras.ops.convert_to_numpy, (total, slope))
+    np.testing.assert_allclose(total, powers.sum(axis=0), rtol=1e-4)
+    right = walsh_hadamard.SCALE * vectors.T @ powers
+    np.testing.assert_allclose(slope, right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+
+
+def test_ways_to_kerdock_s_cosines_agree(tmp_path):
+    path = tmp_path / "result.json"
+    flags = ["--dim", "16", "--batch", "3", "--steps", "1", "--result", str(path)]
+    walsh_hadamard.main(flags)
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["task"] for row in rows] == ["forward", "gradient", "streaming"]
+    for row in rows:
+        assert max(row["largest_error"].values()) < 1e-4
+
+
+def test_pairs_show_the_characters_of_their_class(rng):
+    # The image of a character is its number, and another digit for each writer.
+    y = np.repeat(np.arange(47), 3)
+    x = np.tile((10 * y + np.arange(141) % 3)[:, None, None, None], (1, 2, 2, 1))
+    images, labels = sampled_classes.pairs(x, y, 2, rng)
+    assert images.shape == (2 * 47**2, 2, 4, 1)
+    assert np.bincount(labels).tolist() == [2] * 47**2
+    shown = images[:, 0, [0, 3], 0] // 10
+    assert (47 * shown[:, 0] + shown[:, 1] == labels).all()
+    assert len(np.unique(images % 10)) == 3
+
+
+def test_rates_are_compared_seed_by_seed():
+    accuracies = {(1.0, 0): 0.5, (1.0, 1): 0.7, (0.1, 0): 0.4, (0.1, 1): 0.5}
+    runs = [
+        {"rate": rate, "seed": seed, "accuracy": accuracy}
+        for (rate, seed), accuracy in accuracies.items()
+    ]
+    whole, tenth = sampled_classes.rows(runs)
+    assert whole["minus_rate_1"] == {"mean": 0.0, "deviation": 0.0}
+    assert tenth["accuracy"]["mean"] == pytest.approx(0.45)
+    assert tenth["minus_rate_1"]["mean"] == pytest.approx(-0.15)
+    assert tenth["minus_rate_1"]["deviation"] == pytest.approx(0.05 * 2**0.5)
+    assert sampled_classes.rows(runs[2:])[0]["minus_rate_1"] is None
+
+
+def test_sampling_benchmark_refuses_arguments(capsys):
+    for flags, message in (
+        (["--rates", "0"], "--rates must lie in"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--task", "faces"], "needs --data-dir"),
+    ):
+        with pytest.raises(SystemExit):
+            sampled_classes.parse_args(flags)
+        assert message in capsys.readouterr().err

@@ -134,13 +134,29 @@ def test_full_kerdock_set_has_its_cosine_and_mean_zero(dim):
     assert capacity == {4: 24, 5: 24, 8: 144, 16: 288, 20: 288, 32: 2112}[dim]
     centroids = make(capacity, dim, method="kerdock")
     cosine = {4: 0.5, 5: 0.5, 8: 0.5, 16: 0.25, 20: 0.25, 32: 0.25}[dim]
-    assert constructions.kerdock_cosine(dim) == pytest.approx(cosine)
+    assert constructions.kerdock_cosine(capacity, dim) == pytest.approx(cosine)
     cosines = cosines_of_pairs(centroids)
     assert cosines.max() == pytest.approx(cosine, abs=1e-6)
     assert np.linalg.norm(centroids.mean(axis=0)) < 1e-6
     levels = np.unique(np.round(np.abs(cosines), 6))
     allowed = {0.0, 1.0, np.round(cosine, 6), np.round(cosine / 2**0.5, 6)}
     assert set(levels) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim"), [(289, 16), (2_080, 16), (3_000, 32), (4_300, 64)]
+)
+def test_several_kerdock_sets_have_twice_the_cosine_of_one(num_classes, dim):
+    assert num_classes > constructions.kerdock_capacity(dim)
+    cosine = {16: 0.5, 32: 0.5, 64: 0.25}[dim]
+    assert constructions.kerdock_cosine(num_classes, dim) == pytest.approx(cosine)
+    centroids = make(num_classes, dim, method="kerdock")
+    assert cosines_of_pairs(centroids).max() == pytest.approx(cosine, abs=1e-6)
+
+
+def test_more_classes_than_a_kerdock_set_begin_with_it():
+    several = constructions.kerdock(2_080, 16, np.random.default_rng(0))
+    assert cosines_of_pairs(several[:288]).max() == pytest.approx(0.25, abs=1e-6)
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(66_048, 256), (9_001, 512)])
@@ -167,7 +183,10 @@ def test_kerdock_for_very_many_classes(num_classes, dim):
         (2_100, 60, "max_angle"),
         (5_000, 40, "max_angle"),
         (60_000, 300, "kerdock"),
-        (50_000, 40, "random"),
+        (50_000, 40, "kerdock"),
+        (70_000, 40, "random"),
+        (10_000, 64, "kerdock"),
+        (1_000_000, 512, "kerdock"),
     ],
 )
 def test_auto_takes_the_best_that_is_affordable(num_classes, dim, method):
@@ -187,6 +206,26 @@ def test_seconds_end_a_descent(method):
     begun = time.monotonic()
     generate_pedcc(300, 50, method=method, steps=10**9, seconds=0.5)
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "hours"), [({}, 137), ({"seconds": 60.0}, 11), ({"steps": 300}, 1707)]
+)
+def test_descent_of_hours_is_warned_of_before_it_begins(options, hours, monkeypatch):
+    begun = []
+
+    def descent(points, *args):
+        begun.append(points)
+        return points[0]
+
+    monkeypatch.setattr(centroids_module, "_physical_memory", lambda: None)
+    monkeypatch.setattr(centroids_module, "relax_charges", descent)
+    monkeypatch.setattr(
+        centroids_module, "_random_points", lambda *_: np.ones((1, 2, 2), "float32")
+    )
+    with pytest.warns(UserWarning, match=f"takes about {hours} hours"):
+        generate_pedcc(1_000_000, 512, method="energy", cache=False, **options)
+    assert len(begun) == 1
 
 
 def test_a_descent_in_many_calls_is_the_same(monkeypatch):

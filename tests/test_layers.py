@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_pedcc.checks
 import keras_pedcc.layers
 from keras_pedcc import CosineDense, PEDCCDense, generate_pedcc
 from keras_pedcc.vectors import unit_vectors
@@ -181,6 +182,31 @@ def test_given_centroids_are_used_and_saved_as_the_weight(rng, tmp_path):
     np.testing.assert_array_equal(
         numpy_of(loaded.layers[-1].centroids), numpy_of(model.layers[-1].centroids)
     )
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("given", ["float64", "float32"])
+def test_given_centroids_are_rounded_once_they_have_length_one(rng, dtype, given):
+    given = rng.standard_normal((30, 8)).astype(given)
+    head = PEDCCDense(30, centroids=given, centroids_dtype=dtype)
+    head.build((None, 8))
+    unit = (
+        given.astype("float64")
+        / np.linalg.norm(given.astype("float64"), axis=1)[:, None]
+    )
+    right = ops.cast(ops.convert_to_tensor(unit, dtype or "float32"), "float32")
+    found = numpy_of(ops.cast(head.centroids, "float32"))
+    np.testing.assert_array_equal(found, numpy_of(right))
+
+
+def test_given_centroids_are_checked_by_blocks_of_rows(rng, monkeypatch):
+    given = rng.standard_normal((30, 8)).astype("float32")
+    whole = keras_pedcc.checks.unit_centroids(given)
+    monkeypatch.setattr(keras_pedcc.checks, "BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(keras_pedcc.checks.unit_centroids(given), whole)
+    given[16], given[29] = np.nan, 0
+    with pytest.raises(ValueError, match="with 2 such rows, the first at index 16"):
+        PEDCCDense(30, centroids=given)
 
 
 @pytest.mark.parametrize("unfrozen", [False, True])

@@ -136,6 +136,21 @@ def test_vector_form_has_the_loss_as_mean(rng, root):
     assert_allclose(PEDCCLoss(mse_root=root)(labels, cosines), vector.mean())
 
 
+@pytest.mark.filterwarnings("ignore:The loss cannot fall below")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [0.999, 1.25])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+def test_largest_scale_that_needs_no_care_is_in_range(rng, kind, side, margin):
+    cosines, labels = make_cosines(rng, 47, kind)
+    scale = side * (85 - np.log(47)) / (2 + margin)
+    expected = reference.pedcc(labels, cosines, scale, margin, 10, 1)
+    assert_allclose(PEDCCLoss(scale, margin)(labels, cosines), expected, atol=TINY)
+    slope = gradient_of(lambda z: PEDCCLoss(scale, margin)(labels, z), cosines)
+    # The rates of the classes cancel, but for the part of the distance.
+    np.testing.assert_allclose(slope.sum(axis=1) * len(labels), -10, rtol=1e-4)
+    assert np.isfinite(slope).all()
+
+
 @pytest.mark.parametrize("root", [1, 2, 3])
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradient_agrees_with_finite_differences(rng, root, soft):

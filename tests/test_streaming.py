@@ -273,7 +273,7 @@ def test_plain_head_takes_bfloat16_centroids(samples):
 
 
 def test_head_streams_by_itself_from_many_classes_on():
-    many = 1_000_000 if BACKEND == "torch" else 100_000
+    many = {"tensorflow": 100_000, "jax": 50_000, "torch": 1_000_000}[BACKEND]
     assert not PEDCCDense(many - 1).streams
     assert PEDCCDense(many).streams
     assert not keras_pedcc.CosineDense(many).streams
@@ -293,11 +293,59 @@ def test_accuracy_is_counted_only_when_asked_for(samples):
     assert sorted(fit(model, samples, 1)) == ["accuracy", "loss"]
 
 
-def test_dead_network_hits_nothing(samples):
-    model = make_model()
+TOP = keras.metrics.SparseTopKCategoricalAccuracy
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
+    logs = []
+    for streaming in (False, True):
+        keras.utils.set_random_seed(0)
+        metrics = ["accuracy", TOP(3, name="top_3"), TOP(CLASSES, name="all")]
+        model = make_model(streaming, metrics=metrics, trainable=trainable)
+        found = fit(model, samples, 1)
+        logs.append({name: values[-1] for name, values in found.items()})
+        logs.append(model.evaluate(*samples, verbose=0, return_dict=True))
+    for plain, streamed in zip(logs[:2], logs[2:], strict=True):
+        assert streamed == pytest.approx(plain, rel=1e-4)
+    assert logs[3]["accuracy"] < logs[3]["top_3"] < logs[3]["all"] == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("sparse_top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy"),
+        ("sparse_categorical_accuracy", "sparse_categorical_accuracy"),
+        (keras.metrics.SparseCategoricalAccuracy("hits"), "hits"),
+    ],
+)
+def test_metrics_have_the_names_of_keras(samples, metric, name):
+    logs = []
+    for streaming in (False, True):
+        keras.utils.set_random_seed(0)
+        model = make_model(streaming, metrics=[metric])
+        logs.append(model.evaluate(*samples, verbose=0, return_dict=True)[name])
+    assert logs[0] == pytest.approx(logs[1])
+
+
+def test_top_k_accuracy_survives_saving(samples, tmp_path):
+    model = make_model(metrics=["accuracy", TOP(3, name="top_3")])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    results = [
+        m.evaluate(*samples, verbose=0, return_dict=True) for m in (model, loaded)
+    ]
+    assert results[0] == pytest.approx(results[1])
+    assert "top_3" in results[0]
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan])
+def test_dead_network_hits_nothing(samples, fill):
+    model = make_model(metrics=["accuracy", TOP(CLASSES - 1, name="nearly_all")])
     for weight in model.layers[1].weights:
-        weight.assign(np.zeros(weight.shape))
-    assert model.evaluate(*samples, verbose=0, return_dict=True)["accuracy"] == 0
+        weight.assign(np.full(weight.shape, fill))
+    found = model.evaluate(*samples, verbose=0, return_dict=True)
+    assert found["accuracy"] == found["nearly_all"] == 0
 
 
 def test_gradient_without_training_is_refused(case):
@@ -365,8 +413,8 @@ def test_head_refuses_arguments(kwargs, error, message):
         ({"loss": "sparse_categorical_crossentropy"}, "must be PEDCCLoss"),
         ({"loss": keras_pedcc.HingeLoss()}, "must be PEDCCLoss"),
         (
-            {"metrics": ["sparse_top_k_categorical_accuracy"]},
-            'only metric .* "accuracy"',
+            {"metrics": ["top_k_categorical_accuracy"]},
+            'metrics of the logits are "accuracy"',
         ),
     ],
 )
@@ -422,3 +470,18 @@ def test_no_array_of_the_program_is_as_large_as_the_logits(case):
         )
         assert f"[{BATCH},8]" in program
         assert f"[{BATCH},{CLASSES}]" not in program
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks JAX's compiler")
+def test_compiler_casts_blocks_of_short_centroids_not_all_of_them(rng):
+    import jax
+
+    features = rng.standard_normal((4, 64)).astype("float32")
+    centroids = ops.cast(rng.standard_normal((4096, 64)), "bfloat16")
+
+    def loss(x, centroids):
+        z = streamed(x, centroids, 32, trained=False)
+        return ops.sum(losses.pedcc_loss(np.arange(4), z))
+
+    program = jax.jit(jax.grad(loss)).lower(features, centroids).compile()
+    assert program.memory_analysis().temp_size_in_bytes < centroids.size

@@ -1,5 +1,8 @@
 """The softmax cross entropy that the losses share, with a margin for the own class."""
 
+import math
+import numbers
+
 import numpy as np
 from keras import ops
 
@@ -99,30 +102,50 @@ def _hard_additive_entropy(logits, index, valid, scale, margin, mse_weight):
 
     With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
     operations and passes over `(batch, num_classes)` as there can be. The class y
-    is masked inside the sum, because subtracting it afterwards would cancel;
-    `top = max(0, max_j u_j)` keeps exp in range.
+    is masked inside the sum, because subtracting it afterwards would cancel.
     """
     rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
     at = ops.stack([rows, index], axis=1)
+    powers_of = _plain_powers if _in_range(scale, margin, logits) else _safe_powers
 
     @ops.custom_gradient
     def loss(logits):
         own = ops.take_along_axis(logits, at[:, 1:], axis=1)
         own = ops.where(ops.expand_dims(valid, 1), own, np.nan)
-        lowered = own - margin
         others = ops.scatter_update(logits, at, ops.full_like(own[:, 0], -np.inf))
-        nearest = ops.max(others, axis=1, keepdims=True)
-        top = ops.relu(scale * (nearest - lowered))
-        powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))
-        total = ops.sum(powers, axis=1, keepdims=True)
-        value = top + ops.log1p(ops.expm1(-top) + total) + mse_weight * (1 - own)
+        value, powers, inverse, total = powers_of(others, own - margin, scale)
+        value = value + mse_weight * (1 - own)
 
         def gradient(*args, upstream=None):
             upstream = ops.expand_dims(args[0] if upstream is None else upstream, 1)
-            rate = upstream * (scale / (ops.exp(-top) + total))
+            rate = scale * upstream * inverse
             at_own = -(rate * total + upstream * mse_weight)[:, 0]
             return ops.scatter_update(powers * rate, at, at_own)
 
         return value[:, 0], gradient
 
     return loss(logits)
+
+
+def _in_range(scale, margin, logits):
+    """Whether no `exp(s cos_j)`, and no sum of `exp(u_j)`, leaves float32."""
+    margin = margin if isinstance(margin, numbers.Real) else 2.0
+    return scale * (2 + margin) + math.log(logits.shape[1]) < 85
+
+
+def _plain_powers(others, lowered, scale):
+    """The loss, `e_j = exp(s cos_j)`, `1 / (e_own + sum_j e_j)`, and `sum_j e_j`."""
+    powers = ops.exp(scale * others)
+    total = ops.sum(powers, axis=1, keepdims=True)
+    own = ops.exp(scale * lowered)
+    return ops.log1p(total / own), powers, 1 / (own + total), total
+
+
+def _safe_powers(others, lowered, scale):
+    """The same, with `e` divided by `exp(s max(cos_j, lowered))`, to stay in range."""
+    nearest = ops.max(others, axis=1, keepdims=True)
+    top = ops.relu(scale * (nearest - lowered))
+    powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))
+    total = ops.sum(powers, axis=1, keepdims=True)
+    value = top + ops.log1p(ops.expm1(-top) + total)
+    return value, powers, 1 / (ops.exp(-top) + total), total

@@ -1,0 +1,153 @@
+"""Cosines to the classes of a batch and a random part of the others."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.checks import check_positive
+from keras_pedcc.streaming import StreamedLogits, not_below
+from keras_pedcc.vectors import unit_vectors
+
+
+def number_of_samples(num_classes, rate):
+    """How many classes a step draws beside those of its batch, at least 1."""
+    return min(max(1, round(rate * num_classes)), num_classes - 1)
+
+
+class SampledLogits(StreamedLogits):
+    """What a loss needs of `cos(theta_ij)`, from a random part of the classes.
+
+    Beside the distinct classes Y of the batch, n of the others are drawn, anew for each
+    loss that is taken. The sum over the classes other than its own is, for sample i
+    and with the scale s,
+
+    `sum_{j in Y, j != y_i} exp(s cos_ij) + (C - |Y|) / n sum_{j drawn} exp(s cos_ij)`.
+
+    Over the draws its mean is the sum over all C classes: each class outside Y is drawn
+    with the probability `n / (C - |Y|)`. Its logarithm, and with it the loss, is lower
+    in the mean, to the order 1/n by `p^2 v^2 (1/n - 1/(C - |Y|)) / 2`, with p the
+    probability that softmax gives to the classes outside Y and v the standard deviation
+    of `exp(s cos_ij)` over them divided by its mean (were they in a random order). If
+    n is all of them, the loss is exact.
+
+    Memory is `n * dim` for the centroids and `batch * (batch + n)` for the cosines, a
+    few times. The gradient with respect to the centroids is zero outside the classes
+    of the step.
+
+    Args:
+        features: Unit vectors, shape `(batch, dim)`.
+        centroids: Shape `(num_classes, dim)`, of any length and float dtype.
+        trained: Whether the loss has a gradient with respect to the centroids.
+        number: int n, from 1 to `num_classes - 1`. Where fewer are left beside those
+            of the batch, they are all drawn.
+        seed: `keras.random.SeedGenerator`.
+
+    Reference: An et al., "Partial FC: Training 10 Million Identities on a Single
+    Machine", 2021. The weights are not taken from there.
+    """
+
+    def __init__(self, features, centroids, *, trained, number, seed):
+        super().__init__(features, centroids, trained=trained, block_size=number)
+        self.number = number
+        self.seed = seed
+
+    def entropy(self, index, lower, scale):
+        """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`, and `cos_y`.
+
+        With w_j the weights of `drawn_classes`. `rank` is that among the classes of
+        this step.
+        """
+        own = self.own(index)
+        classes, log_weights = drawn_classes(
+            index, self.shape[1], self.number, self.seed
+        )
+        rows = ops.cast(ops.take(self.centroids, classes, axis=0), self.dtype)
+        cosines = ops.matmul(self.features, ops.transpose(unit_vectors(rows)))
+        log_weights = ops.cast(log_weights, self.dtype)
+        # The own class is masked: subtracting it from the sum would cancel.
+        out = ops.equal(classes, index[:, None]) | (log_weights == -np.inf)
+        scores = ops.where(out, -np.inf, scale * cosines + log_weights)
+        others = ops.where(out, -np.inf, cosines)
+        self.rank = ops.sum(not_below(others, own[:, None]), axis=1)
+        lowered = lower(own[:, None])[:, 0]
+        return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered), own
+
+
+def drawn_classes(index, num_classes, number, seed):
+    """The classes of a batch, then `number` of the others; logarithms of their weights.
+
+    A class of the batch has the weight 1, its repetitions 0. A drawn one has
+    `(C - |Y|) / n`, with n the number that was drawn; those that are too many, 0.
+
+    Args:
+        index: Classes of the batch, int32, shape `(batch,)`.
+        num_classes: int C.
+        number: int, at least 1.
+        seed: `keras.random.SeedGenerator`, or an int.
+
+    Returns:
+        `(classes, log_weights)`, int32 and float32, of shape `(batch + number,)`.
+    """
+    ordered = ops.sort(index)
+    first = ops.not_equal(ordered, _before(ordered))
+    rank = ops.cumsum(ops.cast(first, "int32")) - 1
+    others = num_classes - ops.sum(ops.cast(first, "int32"))
+    bits = keras.random.randint((number + 1,), 0, 2**31 - 1, "int32", seed=seed)
+    places, there = _places(others, bits)
+    # How many of the others come before each class of the batch, in order.
+    skipped = ops.sort(ops.where(first, ordered - rank, num_classes))
+    drawn = places + ops.cast(ops.searchsorted(skipped, places, "right"), "int32")
+    weight = ops.maximum(others, 1) / ops.maximum(ops.minimum(others, number), 1)
+    log_weight = ops.log(ops.cast(weight, "float32"))
+    log_weights = [
+        ops.where(first, 0.0, -np.inf),
+        ops.where(there, log_weight, -np.inf),
+    ]
+    classes = ops.concatenate([ordered, ops.minimum(drawn, num_classes - 1)])
+    return classes, ops.concatenate(log_weights)
+
+
+def _before(ordered):
+    """The entry before each, -1 before the first."""
+    return ops.pad(ordered, [[1, 0]], constant_values=-1)[:-1]
+
+
+def _places(others, bits):
+    """Different numbers below `others`, and which of them there are.
+
+    `range(others)`, turned around by a random number, is cut into as many parts as
+    numbers are wanted, of equal length or one more, and each gives one at random. By
+    the turning, every number has the same probability. This costs as much as is
+    drawn; a random order costs as much as there are classes, and sorting.
+
+    Args:
+        others: int32 scalar, not negative.
+        bits: Random int32 from 0 up, shape `(number + 1,)`: for the turning, and for
+            each part. Their remainders are uniform to `others / 2^31`.
+
+    Returns:
+        `(places, there)`, int32 and bool, of shape `(number,)`. With fewer others than
+        wanted each is there once.
+    """
+    number = bits.shape[0] - 1
+    length, longer = others // number, others % number
+    part = ops.arange(number, dtype="int32")
+    start = part * length + ops.minimum(part, longer)
+    length = length + ops.cast(part < longer, "int32")
+    place = start + bits[1:] % ops.maximum(length, 1) + bits[0] % ops.maximum(others, 1)
+    return place % ops.maximum(others, 1), length > 0
+
+
+def check_sampling(rate, streaming, return_features, return_norm):
+    """Returns a `sampling_rate`, or raises a `ValueError`."""
+    if rate is None:
+        return None
+    check_positive(1, sampling_rate=rate)
+    if streaming is False or return_norm or not return_features:
+        raise ValueError(
+            "`sampling_rate` needs a head that streams and returns the features alone. "
+            f"Received: sampling_rate={rate} with streaming={streaming}, "
+            f"return_features={return_features}, return_norm={return_norm}. Leave "
+            "`sampling_rate` out, or the others."
+        )
+    return float(rate)
