@@ -84,7 +84,7 @@ def pedcc(num_classes, dim, trainable=False):
     head.build((None, dim))
     loss = keras_pedcc.PEDCCLoss(scale=SCALE, margin=MARGIN)
     weights = [weight.value for weight in head.trainable_weights]
-    return lambda features, labels: loss(labels, head(features)), weights
+    return lambda features, labels: loss(labels, head(features, training=True)), weights
 
 
 def peers(num_classes, dim):

@@ -129,7 +129,9 @@ class AtomicBackup(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
-        return [*self.model.variables, *optimizer.variables]
+        # What a head knows of its weights follows from them.
+        own = [v for v in self.model.variables if "/unit_rows/" not in v.path]
+        return [*own, *optimizer.variables]
 
 
 def _state_of(callback):

@@ -14,13 +14,13 @@ WORTH_ASKING = 2**20
 class UnitRows(keras.layers.Layer):
     """Knows whether the rows of a frozen weight are unit vectors.
 
-    Weights of any length may be set at any time. PyTorch counts what is written into a
-    tensor (except through `.data`), so there the rows are looked at anew when it has
-    counted on. A compiled step of TensorFlow reads a variable, which is set at every
-    `assign` of the weight; for what passes that by, the step looks at some rows itself.
-    On JAX nothing is known: the compiler takes the lengths beside the rest. The
-    variable is no weight: not counted, not in files, not among what `set_weights`
-    takes, and not to be set from outside.
+    Weights of any length may be set at any time. A step of JAX looks at all rows
+    itself: there that costs little. PyTorch counts what is written into a tensor
+    (except through `.data`), so the rows are looked at anew when it has counted on. A
+    compiled step of TensorFlow reads a variable, which is set at every `assign` of the
+    weight; for what passes that by, the step looks at some rows itself. The variable
+    is no weight: not counted, not in files, not among what `set_weights` takes, and
+    not to be set from outside.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class UnitRows(keras.layers.Layer):
             frozen: Function of nothing; only while it gives True can the rows be known.
             known: bool. Whether they are unit vectors to begin with.
         """
-        self.followed = keras.backend.backend() != "jax"
+        self.followed = True
         if keras.backend.backend() != "tensorflow":
             return
         self.flag = self.add_weight(
@@ -64,15 +64,16 @@ class UnitRows(keras.layers.Layer):
             unit = are_unit(weight) if frozen else False
             self._set_flag(ops.cast(unit, "int32"))
 
-    def choose(self, rows, when_unit, otherwise):
-        """The value of one of two functions of nothing, by whether `rows` are known."""
+    def know(self, rows):
+        """Whether the rows of the weight are unit vectors: a bool, or a tensor."""
         if not self.followed:
-            return otherwise()
+            return False
+        if keras.backend.backend() == "torch":
+            return self._are_seen(rows)
         if self.flag is None:
-            return when_unit() if self._are_seen(rows) else otherwise()
-        flag = ops.convert_to_tensor(self.flag)
+            return are_unit(rows)
         some = are_unit(rows[:: max(1, rows.shape[0] // 64)])
-        return ops.cond(ops.logical_and(flag > 0, some), when_unit, otherwise)
+        return ops.logical_and(ops.convert_to_tensor(self.flag) > 0, some)
 
     def _are_seen(self, tensor):
         if tensor.is_inference():  # not counted
@@ -107,29 +108,35 @@ def frozen_cosines(features, centroids, unit_rows):
     Centroids that are known to be unit vectors are not divided by their length.
     """
     fixed = ops.stop_gradient(centroids)
-
-    def values(features):
-        return unit_rows.choose(
-            centroids,
-            lambda: products(features, fixed),
-            lambda: cosines(features, fixed),
-        )
-
     if keras.backend.backend() == "torch":
-        return values(features)
+        product = products if unit_rows.know(centroids) else cosines
+        return product(features, fixed)
     if centroids.shape[0] * centroids.shape[1] < WORTH_ASKING:
         return cosines(features, fixed)
+    unit = unit_rows.know(fixed)
 
     @ops.custom_gradient
     def product(features):
         def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            return unit_rows.choose(
-                centroids,
-                lambda: ops.matmul(upstream, fixed),
-                lambda: ops.matmul(upstream * inverse_lengths(fixed), fixed),
-            )
+            return _slopes(args[0] if upstream is None else upstream, fixed, unit)
 
-        return values(features), gradient
+        values = _either(
+            unit, lambda: products(features, fixed), lambda: cosines(features, fixed)
+        )
+        return values, gradient
 
     return product(features)
+
+
+def _slopes(upstream, fixed, unit):
+    return _either(
+        unit,
+        lambda: ops.matmul(upstream, fixed),
+        lambda: ops.matmul(upstream * inverse_lengths(fixed), fixed),
+    )
+
+
+def _either(unit, when_unit, otherwise):
+    if isinstance(unit, bool):
+        return when_unit() if unit else otherwise()
+    return ops.cond(unit, when_unit, otherwise)

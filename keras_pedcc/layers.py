@@ -202,7 +202,8 @@ class CosineDense(keras.layers.Layer):
         config["num_classes"] = self.num_classes
         config["return_features"] = self.return_features
         config["return_norm"] = self.return_norm
-        config["streaming"] = self.streaming
+        # As it was decided here: elsewhere the outputs would be others.
+        config["streaming"] = self.streams if self.streaming is None else self.streaming
         config["block_size"] = self.block_size
         config["sampling_rate"] = self.sampling_rate
         config["centroids_dtype"] = self.centroids_dtype

@@ -90,8 +90,10 @@ class PEDCCModel(keras.Model):
         head = self._streaming_head()
         if head is not None:
             _check_streamed_loss(loss)
-            self._of_logits, metrics = _split(metrics)
-            self._hits = _hits_of(self._of_logits)
+            of_logits, metrics = _split(metrics)
+            self._hits = _hits_of(of_logits)
+            # Not the metrics, which Keras would log beside those that count here.
+            self._of_logits = keras.saving.serialize_keras_object(of_logits)
             _refuse_weighted(_split(weighted_metrics)[0])
             for name in self._hits:
                 if name not in self._means:
@@ -114,10 +116,9 @@ class PEDCCModel(keras.Model):
             if self._plain_metrics and config["metrics"]:
                 config["metrics"] = config["metrics"]["logits"]
             if self._hits:
-                of_logits = map(keras.saving.serialize_keras_object, self._of_logits)
                 config["metrics"] = {
                     **(config["metrics"] or {}),
-                    "logits": list(of_logits),
+                    "logits": list(self._of_logits),
                 }
             if self._plain_weighted_metrics and config["weighted_metrics"]:
                 config["weighted_metrics"] = config["weighted_metrics"]["logits"]
@@ -165,9 +166,14 @@ class PEDCCModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = dict(y_pred)
         rank = y_pred.pop("rank", None)
-        if rank is not None:
-            for name, k in self._hits.items():
-                self._means[name].update_state(rank < k)
+        if self._hits and rank is None:
+            raise ValueError(
+                "With a head that streams the metrics of the logits come with the "
+                f"loss. Received: y_pred with keys {sorted(y_pred)}. Call "
+                "`compute_loss` with the same dict before."
+            )
+        for name, k in self._hits.items():
+            self._means[name].update_state(rank < k)
         labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
@@ -214,7 +220,7 @@ def _check_outputs(outputs):
     if isinstance(outputs, dict) and "features" in outputs and "logits" not in outputs:
         head = _head_of(outputs)
         if isinstance(head, CosineDense) and head.streams:
-            return head.num_classes
+            return _check_number(head.num_classes)
     if not (isinstance(outputs, dict) and {"features", "logits"} <= set(outputs)):
         keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
         raise ValueError(
@@ -223,7 +229,17 @@ def _check_outputs(outputs):
             f"itself. Received: {keys}. Pass what `PEDCCDense` returns, or use "
             "`PEDCCDense(return_features=False)` with `keras.Model`."
         )
-    return outputs["logits"].shape[-1]
+    return _check_number(outputs["logits"].shape[-1])
+
+
+def _check_number(num_classes):
+    if num_classes > 2**24:
+        raise ValueError(
+            "`num_classes` must be at most 16,777,216: Keras gives a loss its labels "
+            "in float32, which rounds larger ones. Received: num_classes="
+            f"{num_classes}. Split the classes over several models."
+        )
+    return num_classes
 
 
 def _head_of(outputs):
@@ -264,7 +280,9 @@ def _check_streamed_loss(loss):
 
 def _split(metrics):
     """The metrics of the logits as a list, and those of the features."""
-    metrics = _for_logits([metrics] if isinstance(metrics, str) else metrics) or {}
+    if metrics is not None and not isinstance(metrics, dict | list | tuple):
+        metrics = [metrics]
+    metrics = _for_logits(metrics) or {}
     of_logits = metrics.get("logits") or []
     of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
     rest = {name: value for name, value in metrics.items() if name != "logits"}
@@ -279,28 +297,34 @@ def _hits_of(metrics):
         "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
         "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
     }
-    found = {}
+    found = []
     for metric in metrics:
         if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
-            found[metric.name] = metric.k
+            found.append((metric.name, metric.k))
         elif isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
-            found[metric.name] = 1
-        elif metric in kinds:
-            found.update([kinds[metric]])
+            found.append((metric.name, 1))
+        elif isinstance(metric, str) and metric in kinds:
+            found.append(kinds[metric])
         else:
             raise ValueError(
                 'With a head that streams the metrics of the logits are "accuracy" and '
                 "keras.metrics.SparseTopKCategoricalAccuracy(k). Received: "
                 f"{metric!r}. Leave it out, or make the head with streaming=False."
             )
-    return found
+    if len(dict(found)) < len(found):
+        raise ValueError(
+            "`metrics` must have different names. Received: "
+            f"{[name for name, _ in found]}. Pass `name` to them."
+        )
+    return dict(found)
 
 
 def _refuse_weighted(of_logits):
     if of_logits:
         raise ValueError(
             "With a head that streams no weighted metric sees the logits. Received: "
-            f"weighted_metrics={of_logits}. Pass `metrics`."
+            f"weighted_metrics={of_logits}. Pass `metrics`, which count every sample "
+            "alike, or make the head with streaming=False."
         )
 
 

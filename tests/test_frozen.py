@@ -25,14 +25,8 @@ def built(**arguments):
 
 def knows(head):
     rows = ops.convert_to_tensor(head.centroids)
-    if head.trainable:  # which it is not asked for
-        return False
-    one, none = (lambda: ops.ones(())), (lambda: ops.zeros(()))
-    return bool(head.unit_rows.choose(rows, one, none))
-
-
-def assert_knows(head, expected=True):
-    assert knows(head) == (expected and keras.backend.backend() != "jax")
+    # Of trained ones it is not asked.
+    return not head.trainable and bool(head.unit_rows.know(rows))
 
 
 def rows(rng, batch=5):
@@ -54,7 +48,7 @@ def cosines_of(features, centroids):
 def test_training_logits_are_cosines(rng, factor):
     head, features = built(), rows(rng)
     head.set_weights([factor * numpy_of(head.centroids)])
-    assert_knows(head, factor == 1)
+    assert knows(head) == (factor == 1)
     logits = head(features, training=True)["logits"]
     assert_allclose(logits, cosines_of(features, head.centroids), atol=3e-7)
 
@@ -92,7 +86,7 @@ def test_weights_that_come_after_compiling_are_divided_by_their_length(rng):
     assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
     model.set_weights(weights)
     assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
-    assert_knows(model.layers[-1])
+    assert knows(model.layers[-1])
 
 
 @pytest.mark.skipif(
@@ -109,11 +103,11 @@ def test_a_step_compiled_while_frozen_is_right_once_unfrozen(rng):
 
 def test_frozen_again_it_looks_again():
     head = built()
-    assert_knows(head)
+    assert knows(head)
     head.trainable = True
     assert not knows(head)
     head.trainable = False
-    assert_knows(head)
+    assert knows(head)
     head.trainable = True
     head.centroids.assign(2 * numpy_of(head.centroids))
     head.trainable = False
@@ -149,7 +143,7 @@ def test_centroids_known_to_be_unit_vectors_are(classes, dim, given, rng):
     array = rng.standard_normal((classes, dim)) if given else None
     head = PEDCCDense(classes, centroids=array, method="auto")
     head.build((None, dim))
-    assert_knows(head)
+    assert knows(head)
     assert bool(frozen.are_unit(head.centroids))
 
 
@@ -167,14 +161,14 @@ def test_a_loaded_head_looks_at_its_weights(rng, tmp_path, factor):
     model.set_weights([*weights[:-1], factor * weights[-1]])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert_knows(loaded.layers[-1], factor == 1)
+    assert knows(loaded.layers[-1]) == (factor == 1)
     assert loaded.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
 
 
 def test_fitting_keeps_what_it_knows(rng):
     model, batch, _ = trained_model(rng)
     model.fit(*batch, epochs=2, verbose=0)
-    assert_knows(model.layers[-1])
+    assert knows(model.layers[-1])
 
 
 def test_finetuning_forgets_it(rng):
@@ -183,3 +177,50 @@ def test_finetuning_forgets_it(rng):
         *batch, epochs=3, verbose=0, callbacks=[keras_pedcc.FinetuneCallback(epoch=1)]
     )
     assert not knows(model.layers[-1])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="PyTorch's own ways of writing"
+)
+def test_what_pytorch_writes_is_seen(rng):
+    import torch
+
+    model, batch, loss = trained_model(rng)
+    head, state = model.layers[-1], model.state_dict()
+    state = {
+        name: value * 3
+        if "centroids" in name or value.shape == (CLASSES, DIM)
+        else value
+        for name, value in state.items()
+    }
+    model.load_state_dict(state)
+    assert not knows(head)
+    assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
+    with torch.no_grad():
+        head.centroids.value.mul_(1 / 3)
+    head.set_weights([numpy_of(built().centroids)])
+    assert knows(head)
+    with torch.no_grad():
+        head.centroids.value.mul_(2)
+    assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
+
+
+def test_state_that_comes_with_other_centroids_is_seen(rng):
+    model, batch, loss = trained_model(rng)
+    variables = [
+        3 * numpy_of(v) if v.path.endswith("centroids") else numpy_of(v)
+        for v in model.variables
+    ]
+    for variable, value in zip(model.variables, variables, strict=True):
+        variable.assign(value)
+    assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="writes into TensorFlow's variable"
+)
+def test_what_passes_assign_by_is_seen_by_the_step(rng):
+    model, batch, loss = trained_model(rng)
+    head = model.layers[-1]
+    head.centroids.value.assign(3 * head.centroids.value)
+    assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)

@@ -9,6 +9,7 @@ from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
 
 import keras_pedcc
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.models import _check_number
 from keras_pedcc.streaming import StreamedLogits, nearest_classes
 
 BATCH, CLASSES, DIM = 16, 37, 6
@@ -485,3 +486,47 @@ def test_compiler_casts_blocks_of_short_centroids_not_all_of_them(rng):
 
     program = jax.jit(jax.grad(loss)).lower(features, centroids).compile()
     assert program.memory_analysis().temp_size_in_bytes < centroids.size
+
+
+def test_metrics_count_after_compiling_again(samples):
+    model = make_model(metrics=[TOP(5, name="top")])
+    first = model.evaluate(*samples, verbose=0, return_dict=True)
+    assert 0 < first["top"] < 1
+    for metrics in (TOP(5, name="top"), [TOP(5, name="top")]):
+        model.compile("sgd", PEDCCLoss(), metrics=metrics)
+        assert model.evaluate(*samples, verbose=0, return_dict=True) == first
+        assert len(model.metrics) == 2
+    model.compile("sgd", PEDCCLoss())
+    assert list(model.evaluate(*samples, verbose=0, return_dict=True)) == ["loss"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ([TOP(1), TOP(2)], "must have different names"),
+        (["accuracy", ["accuracy"]], "metrics of the logits are"),
+    ],
+)
+def test_metrics_that_are_refused(metrics, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(metrics=metrics)
+
+
+def test_metrics_need_the_loss_before(samples):
+    model = make_model()
+    outputs = model(samples[0])
+    with pytest.raises(ValueError, match="come with the loss"):
+        model.compute_metrics(*samples, outputs)
+
+
+def test_more_classes_than_labels_can_name_are_refused():
+    with pytest.raises(ValueError, match="at most 16,777,216"):
+        _check_number(2**24 + 1)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_config_says_whether_the_head_streams(many, monkeypatch):
+    monkeypatch.setattr("keras_pedcc.layers.streaming_from", lambda: 10 if many else 99)
+    config = PEDCCDense(CLASSES).get_config()
+    monkeypatch.undo()
+    assert PEDCCDense.from_config(config).streams == many

@@ -46,7 +46,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
 
     Returns:
         Tensor of shape `(batch,)`, not negative. NaN where the label is not
-        valid or a logit is NaN.
+        valid or a logit is NaN; it may be infinite where one is no cosine.
 
     Raises:
         ValueError: A shape, `scale` or `margin` does not fit.
