@@ -13,7 +13,7 @@ import os
 
 # Arrays of the size of a block of cosines, of a block of centroids, of the features,
 # and of a device's centroids where these are trained, that a step holds at once.
-COSINES, ROWS, FEATURES, GRADIENTS = 2, 1, 6, 1
+COSINES, ROWS, FEATURES, GRADIENTS = 3, 1, 6, 1
 
 
 def main(argv=None):

@@ -242,7 +242,8 @@ def test_memory_on_paper_is_that_measured(trained):
     found = class_parallel.measure(args, "float32", trained)
     assert found["centroids_mib"] == found["centroids_on_paper_mib"] == 8
     paper = found["temporary_on_paper_mib"]
-    assert found["temporary_mib"] == pytest.approx(paper, rel=0.15)
+    # The compiler holds the cosines of a block two or three times.
+    assert 0.7 * paper < found["temporary_mib"] < 1.05 * paper
 
 
 def test_large_centroids_are_made_and_cut(rng):
