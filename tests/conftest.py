@@ -25,6 +25,15 @@ def _fresh(tmp_path_factory, monkeypatch):
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    # One for all tests: a second one in a process takes the first one's keys for
+    # its collectives, and TensorFlow aborts.
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    return strategy
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

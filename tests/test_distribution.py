@@ -28,15 +28,6 @@ if keras.backend.backend() != "tensorflow":
 import tensorflow as tf
 
 
-@pytest.fixture(scope="module")
-def two_replicas():
-    # One for all tests: a second one in a process takes the first one's keys for
-    # its collectives, and TensorFlow aborts.
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert strategy.num_replicas_in_sync == 2
-    return strategy
-
-
 def trained(strategy, root, epoch, weights=None, first=None, penalty=0.0):
     """Five SGD steps on batches of 16 in each epoch; history and all weights.
 

@@ -422,11 +422,8 @@ def test_head_refuses_arguments(kwargs, message):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="replicas of TensorFlow")
 @pytest.mark.parametrize("rate", [0.2, pytest.param(1, marks=pytest.mark.slow)])
-def test_replicas_train_and_draw(samples, rate):
-    import tensorflow as tf
-
-    two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with two.scope():
+def test_replicas_train_and_draw(samples, rate, two_replicas):
+    with two_replicas.scope():
         model = make_model(rate)
     head = model.get_layer("head")
     state = numpy_of(head.seed_generator.state)
@@ -436,7 +433,7 @@ def test_replicas_train_and_draw(samples, rate):
     assert np.isfinite(found["loss"]).all()
     if rate == 1:
         samples = [part[:48] for part in samples]
-        with two.scope():
+        with two_replicas.scope():
             model = make_model(rate)
         expected = fit(make_model(None), samples)["loss"]
         np.testing.assert_allclose(fit(model, samples)["loss"], expected, rtol=1e-5)
