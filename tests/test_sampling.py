@@ -300,6 +300,7 @@ def fit(model, samples, epochs=2, **kwargs):
     ).history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [
@@ -334,6 +335,7 @@ def test_each_step_draws_anew_and_evaluation_takes_all_classes(samples):
     assert history["val_accuracy"][0] == expected["accuracy"]
 
 
+@pytest.mark.slow
 def test_draws_follow_the_random_seed(samples):
     first, same, other = (
         fit(make_model(seed=seed), samples)["loss"] for seed in (3, 3, 4)
@@ -342,6 +344,7 @@ def test_draws_follow_the_random_seed(samples):
     assert first != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_finetuning_moves_the_centroids(samples, policy):
     keras.mixed_precision.set_global_policy(policy)
