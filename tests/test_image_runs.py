@@ -221,12 +221,14 @@ def test_throughput_of_all_trainers_is_reported(tmp_path, data_dir):
     not os.environ.get("KERAS_PEDCC_DATA"), reason="KERAS_PEDCC_DATA names no folder"
 )
 @pytest.mark.parametrize(
-    ("script", "limit", "floor"), [("emnist", 9400, 0.4), ("cifar100", 6000, 0.04)]
+    ("script", "limit", "floor"), [("emnist", 9400, 0.4), ("cifar100", 6000, 0.05)]
 )
 def test_real_images_are_learned(tmp_path, script, limit, floor):
     """Far above chance (2 and 1 %) after a minute; the README has longer runs."""
     flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"], "--limit", limit]
-    flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "1"]
+    flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "2"]
+    # At the paper's rate, 0.1, one seed in two stays below 4 % on CIFAR-100.
+    flags += ["--schedule", "cosine", "--learning-rate", "0.05"]
     flags += ["--finetune-epoch", "0", *NO_JIT]
     flags += ["--score", "last", "--no-figures"]
     run(f"examples/{script}.py", *flags, "--output-dir", tmp_path / "out")
