@@ -9,8 +9,15 @@ from keras import ops
 
 from keras_pedcc.labels import check_labels
 from keras_pedcc.layers import CosineDense
-from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
 from keras_pedcc.replicas import number_of_replicas
+from keras_pedcc.streamed_training import (
+    StreamedLoss,
+    check_streamed_loss,
+    for_logits,
+    hits_of,
+    refuse_weighted,
+    split_metrics,
+)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -89,12 +96,12 @@ class PEDCCModel(keras.Model):
             )
         head = self._streaming_head()
         if head is not None:
-            _check_streamed_loss(loss)
-            of_logits, metrics = _split(metrics)
-            self._hits = _hits_of(of_logits)
+            check_streamed_loss(loss)
+            of_logits, metrics = split_metrics(metrics)
+            self._hits = hits_of(of_logits)
             # Not the metrics, which Keras would log beside those that count here.
             self._of_logits = keras.saving.serialize_keras_object(of_logits)
-            _refuse_weighted(_split(weighted_metrics)[0])
+            refuse_weighted(split_metrics(weighted_metrics)[0])
             for name in self._hits:
                 if name not in self._means:
                     self._means[name] = keras.metrics.Mean(name)
@@ -103,8 +110,8 @@ class PEDCCModel(keras.Model):
         super().compile(
             optimizer=optimizer,
             loss=loss,
-            metrics=_for_logits(metrics),
-            weighted_metrics=_for_logits(weighted_metrics),
+            metrics=for_logits(metrics),
+            weighted_metrics=for_logits(weighted_metrics),
             **kwargs,
         )
         self._loss_of_outputs = _resolve_loss(loss)
@@ -154,9 +161,7 @@ class PEDCCModel(keras.Model):
         else:
             ranked = any(k > 1 for k in self._hits.values())
             logits = head.stream(y_pred["features"], training, ranked)
-            loss = _StreamedLoss(self.loss, logits)(
-                y, y_pred["features"], sample_weight
-            )
+            loss = StreamedLoss(self.loss, logits)(y, y_pred["features"], sample_weight)
             # Among the outputs it reaches `compute_metrics` on every backend.
             y_pred["rank"] = ops.stop_gradient(logits.rank)
         extra = sum(ops.sum(each) for each in self.losses)
@@ -245,93 +250,6 @@ def _check_number(num_classes):
 def _head_of(outputs):
     """The layer that the features come from."""
     return outputs["features"]._keras_history.operation
-
-
-class _StreamedLoss(keras.losses.Loss):
-    """A loss with a margin on logits that are not held, reduced as that loss is."""
-
-    def __init__(self, loss, logits):
-        super().__init__(loss.name, loss.reduction, loss.dtype)
-        self.loss, self.logits = loss, logits
-        # Under the root of eq. 10 the loss itself weights the samples.
-        self.weights_itself = getattr(loss, "mse_root", 1) > 1
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if not self.weights_itself or sample_weight is None:
-            return super().__call__(y_true, y_pred, sample_weight)
-        return super().__call__(y_true, (y_pred, sample_weight))
-
-    def call(self, y_true, y_pred):
-        if isinstance(y_pred, tuple):
-            return self.loss.call(y_true, (self.logits, y_pred[1]))
-        return self.loss.call(y_true, self.logits)
-
-
-def _check_streamed_loss(loss):
-    if loss is not None and not isinstance(
-        loss, PEDCCLoss | AMSoftmaxLoss | ArcFaceLoss
-    ):
-        raise ValueError(
-            "The loss of a head that streams must be PEDCCLoss, AMSoftmaxLoss or "
-            f"ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the head "
-            "with streaming=False."
-        )
-
-
-def _split(metrics):
-    """The metrics of the logits as a list, and those of the features."""
-    if metrics is not None and not isinstance(metrics, dict | list | tuple):
-        metrics = [metrics]
-    metrics = _for_logits(metrics) or {}
-    of_logits = metrics.get("logits") or []
-    of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
-    rest = {name: value for name, value in metrics.items() if name != "logits"}
-    return list(of_logits), rest or None
-
-
-def _hits_of(metrics):
-    """Name of each metric, and among how many nearest classes it looks for the own."""
-    kinds = {
-        "accuracy": ("accuracy", 1),
-        "acc": ("accuracy", 1),
-        "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
-        "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
-    }
-    found = []
-    for metric in metrics:
-        if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
-            found.append((metric.name, metric.k))
-        elif isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
-            found.append((metric.name, 1))
-        elif isinstance(metric, str) and metric in kinds:
-            found.append(kinds[metric])
-        else:
-            raise ValueError(
-                'With a head that streams the metrics of the logits are "accuracy" and '
-                "keras.metrics.SparseTopKCategoricalAccuracy(k). Received: "
-                f"{metric!r}. Leave it out, or make the head with streaming=False."
-            )
-    if len(dict(found)) < len(found):
-        raise ValueError(
-            "`metrics` must have different names. Received: "
-            f"{[name for name, _ in found]}. Pass `name` to them."
-        )
-    return dict(found)
-
-
-def _refuse_weighted(of_logits):
-    if of_logits:
-        raise ValueError(
-            "With a head that streams no weighted metric sees the logits. Received: "
-            f"weighted_metrics={of_logits}. Pass `metrics`, which count every sample "
-            "alike, or make the head with streaming=False."
-        )
-
-
-def _for_logits(metrics):
-    if not metrics or not isinstance(metrics, list | tuple):
-        return metrics
-    return {"logits": list(metrics)}
 
 
 def _resolve_loss(loss):

@@ -1,0 +1,95 @@
+"""The loss and the metrics of a model whose head leaves the logits to the loss."""
+
+import keras
+
+from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
+
+
+class StreamedLoss(keras.losses.Loss):
+    """A loss with a margin on logits that are not held, reduced as that loss is."""
+
+    def __init__(self, loss, logits):
+        super().__init__(loss.name, loss.reduction, loss.dtype)
+        self.loss, self.logits = loss, logits
+        # Under the root of eq. 10 the loss itself weights the samples.
+        self.weights_itself = getattr(loss, "mse_root", 1) > 1
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if not self.weights_itself or sample_weight is None:
+            return super().__call__(y_true, y_pred, sample_weight)
+        return super().__call__(y_true, (y_pred, sample_weight))
+
+    def call(self, y_true, y_pred):
+        if isinstance(y_pred, tuple):
+            return self.loss.call(y_true, (self.logits, y_pred[1]))
+        return self.loss.call(y_true, self.logits)
+
+
+def check_streamed_loss(loss):
+    """Raises a `ValueError` unless the loss takes logits that are not held."""
+    if loss is not None and not isinstance(
+        loss, PEDCCLoss | AMSoftmaxLoss | ArcFaceLoss
+    ):
+        raise ValueError(
+            "The loss of a head that streams must be PEDCCLoss, AMSoftmaxLoss or "
+            f"ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the head "
+            "with streaming=False."
+        )
+
+
+def split_metrics(metrics):
+    """The metrics of the logits as a list, and those of the features."""
+    if metrics is not None and not isinstance(metrics, dict | list | tuple):
+        metrics = [metrics]
+    metrics = for_logits(metrics) or {}
+    of_logits = metrics.get("logits") or []
+    of_logits = of_logits if isinstance(of_logits, list | tuple) else [of_logits]
+    rest = {name: value for name, value in metrics.items() if name != "logits"}
+    return list(of_logits), rest or None
+
+
+def hits_of(metrics):
+    """Name of each metric, and among how many nearest classes it looks for the own."""
+    kinds = {
+        "accuracy": ("accuracy", 1),
+        "acc": ("accuracy", 1),
+        "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
+        "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
+    }
+    found = []
+    for metric in metrics:
+        if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
+            found.append((metric.name, metric.k))
+        elif isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
+            found.append((metric.name, 1))
+        elif isinstance(metric, str) and metric in kinds:
+            found.append(kinds[metric])
+        else:
+            raise ValueError(
+                'With a head that streams the metrics of the logits are "accuracy" and '
+                "keras.metrics.SparseTopKCategoricalAccuracy(k). Received: "
+                f"{metric!r}. Leave it out, or make the head with streaming=False."
+            )
+    if len(dict(found)) < len(found):
+        raise ValueError(
+            "`metrics` must have different names. Received: "
+            f"{[name for name, _ in found]}. Pass `name` to them."
+        )
+    return dict(found)
+
+
+def refuse_weighted(of_logits):
+    """Raises a `ValueError` if there are weighted metrics of the logits."""
+    if of_logits:
+        raise ValueError(
+            "With a head that streams no weighted metric sees the logits. Received: "
+            f"weighted_metrics={of_logits}. Pass `metrics`, which count every sample "
+            "alike, or make the head with streaming=False."
+        )
+
+
+def for_logits(metrics):
+    """A plain list of metrics as those of the logits; anything else as it is."""
+    if not metrics or not isinstance(metrics, list | tuple):
+        return metrics
+    return {"logits": list(metrics)}
