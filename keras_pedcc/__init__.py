@@ -6,7 +6,7 @@ from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import generate_pedcc
 from keras_pedcc.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.heads import CenterDense, ProductDense
-from keras_pedcc.layers import CosineDense, PEDCCDense
+from keras_pedcc.layers import CosineDense
 from keras_pedcc.losses import (
     AMSoftmaxLoss,
     ArcFaceLoss,
@@ -25,6 +25,7 @@ from keras_pedcc.metrics import (
 )
 from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import FinetuneOptimizer
+from keras_pedcc.pedcc_dense import PEDCCDense
 from keras_pedcc.report import centroid_report
 from keras_pedcc.retrieval import retrieval_report
 from keras_pedcc.sharding import class_parallel

@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_pedcc.checks import check_whole
-from keras_pedcc.layers import PEDCCDense
 from keras_pedcc.optimizers import FinetuneOptimizer, strategy_scope
+from keras_pedcc.pedcc_dense import PEDCCDense
 
 
 class FinetuneCallback(keras.callbacks.Callback):

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 import keras_pedcc.checks
-import keras_pedcc.layers
+import keras_pedcc.pedcc_dense
 from keras_pedcc import CosineDense, PEDCCDense, generate_pedcc
 from keras_pedcc.vectors import unit_vectors
 
@@ -216,7 +216,7 @@ def test_loading_restores_the_state_without_the_generator(
     model = model_of(PEDCCDense(3, seed=5))
     model.layers[-1].trainable = unfrozen
     model.save(tmp_path / "model.keras")
-    monkeypatch.setattr(keras_pedcc.layers, "generate_pedcc", None)
+    monkeypatch.setattr(keras_pedcc.pedcc_dense, "generate_pedcc", None)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.layers[-1].trainable is unfrozen
     assert loaded.layers[-1].get_config() == model.layers[-1].get_config()

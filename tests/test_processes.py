@@ -55,12 +55,12 @@ import sys
 import numpy as np
 import keras
 import keras_pedcc
-from keras_pedcc import layers
+from keras_pedcc import pedcc_dense
 
 def refuse(*args, **kwargs):
     raise AssertionError("the centroids were generated again")
 
-layers.generate_pedcc = refuse
+pedcc_dense.generate_pedcc = refuse
 model = keras.saving.load_model(sys.argv[1] + "/model.keras")
 data = np.load(sys.argv[1] + "/data.npz")
 before = model.predict(data["images"], verbose=0)

@@ -1,0 +1,281 @@
+"""The head whose class centroids are predefined and frozen."""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.checks import check_dim, check_whole, unit_centroids
+from keras_pedcc.frozen import UnitRows, frozen_cosines
+from keras_pedcc.layers import CosineDense
+from keras_pedcc.streaming import BLOCK_SIZE, streaming_from
+from keras_pedcc.vectors import cosines
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class PEDCCDense(CosineDense):
+    """Classification head whose class centroids are predefined and frozen.
+
+    `logits[i, j] = cos(theta_ij) = x_i . c_j / |x_i|`, with `x` the input and
+    `c_j` the rows of the weight `centroids`: unit vectors spread as far apart as
+    geometry allows, see `keras_pedcc.generate_pedcc`. Shapes, dtypes and the
+    meaning of the outputs are those of `CosineDense`.
+
+    The centroids are not trained until `layer.trainable = True`, which
+    `keras_pedcc.FinetuneCallback` sets late in training (`FinetuneCallback`
+    also gives them their learning rate). Toggling `trainable` on a model around
+    the layer can freeze unfrozen centroids for a while, but never unfreezes
+    frozen ones. The forward pass divides them by their length, which fine-tuning
+    changes; the weight itself is not projected.
+
+    Args:
+        num_classes: int, at least 2.
+        seed: int, at least 0. Draws the centroids: same seed, same centroids.
+        method: How they are made, see `keras_pedcc.generate_pedcc`.
+        centroids: Array of shape `(num_classes, dim)` to use instead; its rows
+            are divided by their length. It is saved as the weight and not in
+            the config, where the word `"saved"` stands for it: a file or JSON
+            of the model brings the layer back (JSON with NaN until the weights
+            are loaded), `keras.models.clone_model` cannot and raises.
+        return_features: bool. Whether to return the unit features beside the
+            logits.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax
+            needs: their length before the division, and the training steps that
+            the layer has seen, which it counts in one more weight, `iterations`.
+        streaming: bool. Whether to return the features alone and leave the logits to
+            the loss, which takes them by blocks of classes and never holds all of
+            them; the loss, with a margin and class indices as labels, must be in a
+            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
+            that way, from 1,000,000, unless `return_features` or `return_norm` say
+            otherwise.
+        block_size: int, at least 1. Classes per block, when streaming.
+        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
+            each training step draws, beside those of its batch, for a head that streams
+            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            of training is lower in the mean than the exact one, and the accuracy of
+            training is that among these classes. Evaluation takes all classes.
+        centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
+            memory; `None` for that of the policy's variables. Fine-tuning at a small
+            rate is lost in the rounding of a short one.
+        **kwargs: `name`, `dtype`, `trainable` (False by default), see
+            `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Returns:
+        With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
+        unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
+        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
+        and `"iterations"`, int32, both of shape `(batch,)`. Streaming, a dict of
+        `"features"` alone.
+
+    Raises:
+        TypeError: `num_classes` or `seed` is not a whole number.
+        ValueError: A size is below 2, `method` is unknown, `centroids` has
+            another shape, a NaN, or a row of zeros; a norm is asked for without
+            features, or streaming with a norm or without features; `block_size` is
+            below 1; `sampling_rate` is outside (0, 1], or given to a head that does
+            not stream.
+
+    Example:
+
+    >>> head = keras_pedcc.PEDCCDense(10)
+    >>> outputs = head(keras.ops.ones((2, 64)))
+    >>> {name: keras.ops.shape(output) for name, output in outputs.items()}
+    {'features': (2, 64), 'logits': (2, 10)}
+
+    Reference: Zhu et al., IEEE Access 2020, sections III-B and III-C.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        seed=0,
+        method="auto",
+        centroids=None,
+        return_features=True,
+        return_norm=False,
+        streaming=None,
+        block_size=BLOCK_SIZE,
+        sampling_rate=None,
+        centroids_dtype=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("trainable", False)
+        kwargs.pop("kernel_initializer", None)
+        super().__init__(
+            num_classes,
+            return_features=return_features,
+            return_norm=return_norm,
+            streaming=streaming,
+            block_size=block_size,
+            sampling_rate=sampling_rate,
+            centroids_dtype=centroids_dtype,
+            **kwargs,
+        )
+        check_whole(0, seed=seed)
+        if method not in METHODS:
+            raise ValueError(
+                f"`method` must be one of {METHODS}. Received: method={method!r}. "
+                "Leave it out for the best that is affordable."
+            )
+        self.seed = int(seed)
+        self.method = method
+        dtype = self.centroids_dtype or self.variable_dtype
+        self._source = _check_source(centroids, num_classes, dtype)
+        self._unfrozen = bool(kwargs["trainable"])
+        self.unit_rows = UnitRows()
+        self._restoring = False
+
+    @property
+    def trainable(self):
+        """Whether the centroids are trained: asked for here, allowed by parents."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        if not _set_by_parent():
+            self._unfrozen = bool(value)
+        before = self.trainable
+        keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
+        if self.built and self.trainable:
+            _let_tapes_watch(self.centroids)
+        if self.built and self.trainable != before:
+            self.unit_rows.tell(self.centroids, frozen=before)
+
+    def build(self, input_shape):
+        dim = check_dim(input_shape)
+        self._add_weights(dim, self._initializer(dim))
+        # Tells an optimizer which of its variables have a rate of their own.
+        self.centroids.is_centroids = True
+        self._follow_lengths()
+        if not isinstance(self._source, str | None):
+            self._source = "saved"
+
+    def _follow_lengths(self):
+        # A shorter float rounds unit vectors to other lengths.
+        full = keras.backend.standardize_dtype(self.centroids.dtype) == "float32"
+        if full and not self.streams and self._layout is None:
+            self.unit_rows.follow(
+                self.centroids,
+                frozen=lambda: not self.trainable,
+                known=not (self.trainable or self._restoring),
+            )
+
+    def build_from_config(self, config):
+        # The weights come from the file: nothing is generated for them.
+        self._restoring = True
+        super().build_from_config(config)
+        self._restoring = False
+
+    def get_config(self):
+        config = super().get_config()
+        del config["kernel_initializer"]
+        config["seed"] = self.seed
+        config["method"] = self.method
+        config["centroids"] = None if self._source is None else "saved"
+        return config
+
+    @property
+    def streams(self):
+        if self.streaming is not None or self.sampling_rate is not None:
+            return self.streaming is not False
+        plain = self.return_features and not self.return_norm
+        return plain and self.num_classes >= streaming_from()
+
+    def _cosines(self, features, centroids, training):
+        if training and not self.trainable and self._layout is None:
+            return frozen_cosines(features, centroids, self.unit_rows)
+        return cosines(features, centroids)
+
+    def _initializer(self, dim):
+        if self._restoring:
+            # Processes compare what each places, and NaN equals nothing. The cosines
+            # to infinity are NaN, too.
+            alone = keras.distribution.distribution() is None
+            return keras.initializers.Constant(float("nan" if alone else "inf"))
+        if isinstance(self._source, str):
+            raise ValueError(
+                "A layer with given `centroids` cannot be made again from its config "
+                f'alone. Received: centroids="saved" in layer {self.name!r}. Pass the '
+                "array; to copy a model, save and load it, or give `clone_model` a "
+                "`clone_function`."
+            )
+        if self._source is None:
+            return _Made(self, self._generated)
+        given = self._source
+        if given.shape[1] != dim:
+            raise ValueError(
+                "`centroids` must have one column for each input feature. "
+                f"Received: centroids.shape={given.shape}, with an input of "
+                f"{dim} features. Make the layer before the head {given.shape[1]} "
+                "wide, or pass other centroids."
+            )
+        return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
+
+    def _generated(self, shape, dtype):
+        # Short from the start: a long copy beside it may be most of the memory.
+        made = dtype if dtype in DTYPES else "float32"
+        centroids = generate_pedcc(
+            *shape, method=self.method, seed=self.seed, dtype=made
+        )
+        return ops.cast(centroids, dtype)
+
+
+class _Made(keras.initializers.Initializer):
+    """Makes the centroids of a head whole, and cuts them over the devices.
+
+    An initializer with `layout` is not compiled by Keras, which it would be when they
+    are large, with the whole array as a constant of the program.
+    """
+
+    def __init__(self, head, make):
+        self.head, self.make = head, make
+
+    def __call__(self, shape, dtype=None, layout=None):
+        made = self.make(shape, dtype)
+        if layout is None:
+            return made
+        return self.head._layout.spread(made, self.head._layout.axes)
+
+
+def _let_tapes_watch(variable):
+    """Tells TensorFlow, too, that a variable is trained from now on.
+
+    In a subclassed model Keras makes the variable after the layer was frozen, and
+    a TensorFlow variable that was born frozen never gets a gradient.
+    """
+    if keras.backend.backend() == "tensorflow":
+        value = variable.value
+        for replica in getattr(value, "values", [value]):
+            replica._trainable = True
+
+
+def _check_source(centroids, num_classes, dtype):
+    if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
+        return centroids
+    if not isinstance(centroids, np.ndarray):
+        centroids = ops.convert_to_numpy(centroids)
+    unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
+    if len(unit) != num_classes:
+        raise ValueError(
+            "`centroids` must have one row per class. Received: centroids.shape="
+            f"{unit.shape}, num_classes={num_classes}. Make the two agree."
+        )
+    return unit
+
+
+def _set_by_parent():
+    """Whether a model or layer is handing its own `trainable` down.
+
+    Keras assigns `layer.trainable` for each layer inside, also when it loads a
+    model; only the code that assigns tells this from the user's own assignment.
+    """
+    frame = inspect.currentframe().f_back.f_back
+    while frame.f_code.co_name == "__setattr__":
+        frame = frame.f_back
+    return frame.f_code is keras.layers.Layer.trainable.fset.__code__
