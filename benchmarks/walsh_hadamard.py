@@ -37,7 +37,7 @@ BLOCK_CLASSES = 4096
 
 def hadamard(d):
     """Sylvester's matrix: entry (i, j) is -1 to the number of common bits."""
-    return constructions._hadamard(d).astype("float32")
+    return constructions.hadamard(d).astype("float32")
 
 
 class Product:

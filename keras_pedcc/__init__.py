@@ -6,6 +6,7 @@ from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import generate_pedcc
 from keras_pedcc.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.heads import CenterDense, ProductDense
+from keras_pedcc.kerdock_dense import KerdockDense
 from keras_pedcc.layers import CosineDense
 from keras_pedcc.losses import (
     AMSoftmaxLoss,
@@ -49,6 +50,7 @@ __all__ = [
     "HingeLoss",
     "InterClassDistance",
     "IntraClassDistance",
+    "KerdockDense",
     "LSoftmaxLoss",
     "MarginWarmup",
     "PEDCCDense",

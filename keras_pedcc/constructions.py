@@ -115,15 +115,12 @@ def kerdock(num_classes, dim, rng, dtype="float32"):
     `d` they are 0.
     """
     d = kerdock_dim(dim)
-    number = -(-num_classes // (2 * d))
-    signs = _form_signs(d, rng, number - 1)
-    hadamard = _hadamard(d)
-    columns = rng.permutation(dim)[:d]
-    flips = rng.choice([-1, 1], d).astype("int8")
+    signs, columns, flips = kerdock_signs(num_classes, dim, rng)
+    signs_of_all = hadamard(d)
     centroids = np.zeros((num_classes, dim), dtype)
-    for index in range(number):
+    for index in range(len(signs) + 1):
         rows = slice(2 * d * index, min(2 * d * (index + 1), num_classes))
-        basis = np.eye(d, dtype="int8") if index == 0 else hadamard * signs[index - 1]
+        basis = np.eye(d, dtype="int8") if index == 0 else signs_of_all * signs[index - 1]
         both = np.stack([basis, -basis], axis=1).reshape(-1, d) * flips
         length = 1.0 if index == 0 else d**-0.5
         part = np.zeros((rows.stop - rows.start, dim), "float32")
@@ -132,7 +129,21 @@ def kerdock(num_classes, dim, rng, dtype="float32"):
     return centroids
 
 
-def _hadamard(d):
+def kerdock_signs(num_classes, dim, rng):
+    """What `kerdock` makes its vectors of.
+
+    Returns:
+        `(signs, columns, flips)`: `(-1)^Q_a`, int8, shape `(bases - 1, d)`, for each
+        basis but the first; the dimension that each coordinate is put in, int32, and
+        the sign that it gets there, int8, both of shape `(d,)`.
+    """
+    d = kerdock_dim(dim)
+    signs = _form_signs(d, rng, -(-num_classes // (2 * d)) - 1)
+    columns = rng.permutation(dim)[:d].astype("int32")
+    return signs.astype("int8"), columns, rng.choice([-1, 1], d).astype("int8")
+
+
+def hadamard(d):
     """Sylvester's matrix: entry (i, j) is -1 to the number of common bits."""
     matrix = np.ones((1, 1), "int8")
     while len(matrix) < d:

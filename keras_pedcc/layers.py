@@ -171,13 +171,12 @@ class CosineDense(keras.layers.Layer):
         )
 
     def call(self, inputs, training=None):
-        check_layout(self, self._layout)
+        self._check_place()
         inputs = ops.cast(inputs, self.compute_dtype)
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}
-        centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
-        logits = self._cosines(features, centroids, training)
+        logits = self._logits(features, training)
         if not self.return_features:
             return logits
         outputs = {"features": features, "logits": logits}
@@ -217,6 +216,9 @@ class CosineDense(keras.layers.Layer):
             autocast=self.centroids_dtype is None,
             name="centroids",
         )
+        self._add_counter(dim)
+
+    def _add_counter(self, dim):
         if self.return_norm:
             self.iterations = self.add_weight(
                 shape=(),
@@ -227,6 +229,13 @@ class CosineDense(keras.layers.Layer):
                 name="iterations",
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _check_place(self):
+        check_layout(self, self._layout)
+
+    def _logits(self, features, training):
+        centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
+        return self._cosines(features, centroids, training)
 
     def _cosines(self, features, centroids, training):
         return cosines(features, centroids)

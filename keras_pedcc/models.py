@@ -114,6 +114,9 @@ class PEDCCModel(keras.Model):
             weighted_metrics=for_logits(weighted_metrics),
             **kwargs,
         )
+        if self._compile_loss is not None:
+            # What builds it is never called: Keras would try at each `train_on_batch`.
+            self._compile_loss.built = True
         self._loss_of_outputs = _resolve_loss(loss)
 
     def get_compile_config(self):

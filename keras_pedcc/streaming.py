@@ -74,6 +74,24 @@ class StreamedLogits:
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(others[0] - scale * lowered), own
 
+    def over_others(self, scaled, bar, centroids, index):
+        """Over the other classes, with z the `scaled` features times unit centroids c:
+
+        the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z
+        are not below the `bar`, shape `(batch, 1)`.
+        """
+        if self.parts == 1:
+            return _pass_of_part(self, scaled, bar, centroids, index)
+        tops, totals, pulls, nearer = self.layout.on_parts(
+            lambda rows, index: _pass_of_part(self, scaled, bar, rows, index),
+            centroids,
+            index,
+        )
+        top = ops.max(tops, axis=0)
+        fading = ops.exp(tops - top)
+        total, pull = ops.sum(fading * totals, axis=0), ops.sum(fading * pulls, axis=0)
+        return top, total, pull, ops.sum(nearer, axis=0)
+
 
 def _others(logits, index, scale, own):
     """Log-sum-exp of `scale * cos` over the other classes, and how many are as near.
@@ -89,7 +107,7 @@ def _others(logits, index, scale, own):
 
     def value(features, centroids):
         scaled, bar = scale * features, scale * own[:, None]
-        top, total, pull, nearer = _pass(logits, scaled, bar, centroids, index)
+        top, total, pull, nearer = logits.over_others(scaled, bar, centroids, index)
         if not logits.ranked:  # one at least, or none
             nearer = not_below(top, bar)
         outputs = ops.stack([top + ops.log(total), nearer])[:, :, 0]
@@ -116,30 +134,9 @@ def _others(logits, index, scale, own):
     return ops.custom_gradient(lambda x: value(x, centroids))(logits.features)
 
 
-def _pass(logits, scaled, bar, centroids, index):
-    """Over the other classes, with z the `scaled` features times unit centroids c:
-
-    the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z are
-    not below the `bar`, shape `(batch, 1)`.
-    """
-    if logits.parts == 1:
-        return _pass_of_part(logits, scaled, bar, centroids, index)
-    tops, totals, pulls, nearer = logits.layout.on_parts(
-        lambda rows, index: _pass_of_part(logits, scaled, bar, rows, index),
-        centroids,
-        index,
-    )
-    top = ops.max(tops, axis=0)
-    fading = ops.exp(tops - top)
-    total, pull = ops.sum(fading * totals, axis=0), ops.sum(fading * pulls, axis=0)
-    return top, total, pull, ops.sum(nearer, axis=0)
-
-
 def _pass_of_part(logits, scaled, bar, centroids, index):
     nothing = ops.zeros_like(scaled[:, :1])
-    # Below any z: the length of a row is the scale.
-    lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
-    state = (lowest, nothing, ops.zeros_like(scaled), nothing)
+    state = (below_all(scaled, axis=1), nothing, ops.zeros_like(scaled), nothing)
 
     def add(start, size, state):
         top, total, pull, nearer = state
@@ -155,6 +152,11 @@ def _pass_of_part(logits, scaled, bar, centroids, index):
         return higher, total, pull, nearer
 
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
+
+
+def below_all(scaled, axis):
+    """Below the product of each vector with any unit vector, and finite."""
+    return -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=axis, keepdims=True)) - 1
 
 
 def not_below(scores, bar):
@@ -250,7 +252,7 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     Args:
         features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
         centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
-            dtype; need not be unit vectors. For a search on all devices pass the
+            dtype, that need not be unit vectors; or those of a `KerdockDense`. For a search on all devices pass the
             weight itself, `head.centroids`, under the distribution of the model.
         k: int, from 1 to `num_classes`.
         block_size: int, at least 1. Classes per block.
@@ -273,7 +275,9 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     check_whole(1, k=k, block_size=block_size)
     is_weight = isinstance(centroids, keras.Variable)
     layout = class_layout(centroids.path) if is_weight else None
-    features, centroids = map(ops.convert_to_tensor, (features, centroids))
+    features = ops.convert_to_tensor(features)
+    if not hasattr(centroids, "cosines"):  # of `KerdockDense`
+        centroids = ops.convert_to_tensor(centroids)
     _check_search(features, centroids, k)
     if keras.backend.standardize_dtype(features.dtype) != "float64":
         features = ops.cast(features, "float32")
@@ -286,7 +290,10 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
 def _best(features, centroids, k, block_size):
     number = centroids.shape[0]
     # First the largest possible block that cannot leave fewer than k behind.
-    size = min(max(block_size, k), number)
+    size = max(block_size, k)
+    if hasattr(centroids, "cosines"):
+        size = -(-size // (2 * centroids.d)) * 2 * centroids.d
+    size = min(size, number)
     best = _best_of_block(features, centroids, 0, size, k)
     for start in range(size, number, size):
         block = _best_of_block(features, centroids, start, min(size, number - start), k)
@@ -308,8 +315,11 @@ def _best_of_parts(layout, features, centroids, k, block_size):
 
 
 def _best_of_block(features, centroids, start, size, k):
-    rows = _rows(centroids, start, size, features.dtype)
-    cosines = ops.matmul(features, ops.transpose(rows)) * inverse_lengths(rows)
+    if hasattr(centroids, "cosines"):
+        cosines = centroids.cosines(features, start, size)
+    else:
+        rows = _rows(centroids, start, size, features.dtype)
+        cosines = ops.matmul(features, ops.transpose(rows)) * inverse_lengths(rows)
     cosines, at = ops.top_k(cosines, min(k, size))
     return cosines, ops.cast(at, "int32") + start
 

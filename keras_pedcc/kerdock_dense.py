@@ -1,0 +1,158 @@
+"""The head for very many classes whose centroids take no memory."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_pedcc.checks import check_dim, check_whole
+from keras_pedcc.constructions import kerdock_dim, kerdock_signs, union_capacity
+from keras_pedcc.kerdock import KerdockCentroids, KerdockLogits
+from keras_pedcc.layers import CosineDense
+from keras_pedcc.streaming import BLOCK_SIZE, streaming_from
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class KerdockDense(CosineDense):
+    """Classification head with Kerdock's vectors as centroids, and without their array.
+
+    The same function as `PEDCCDense(num_classes, method="kerdock", seed=seed)`, with
+    cosines by the fast Walsh-Hadamard transform: for each `2 d` classes, d the largest
+    power of two up to `dim`, it holds d bytes instead of `8 d dim`, and multiplies
+    `d (r + q)` times for each sample, r q = d, instead of `2 d dim`. Shapes, dtypes and
+    the meaning of the outputs are those of `CosineDense`.
+
+    The largest cosine between two centroids is `1 / sqrt(d)` or `sqrt(2 / d)`, or twice
+    that, see `keras_pedcc.generate_pedcc`. They cannot be trained: for that, go on with
+    `PEDCCDense(num_classes, centroids=np.asarray(head.centroids))`.
+
+    Args:
+        num_classes: int, more than `2 d`; at most about `d^3 / 2`, or `2 d^3` if
+            d is an odd power of two (d >= 16).
+        seed: int, at least 0. Draws the centroids: same seed, same centroids.
+        return_features: bool. Whether to return the unit features beside the
+            logits.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax
+            needs: their length before the division, and the training steps that
+            the layer has seen, which it counts in one more weight, `iterations`.
+        streaming: bool. Whether to return the features alone and leave the logits to
+            the loss, see `PEDCCDense`. `None`: from as many classes on as there.
+        block_size: int, at least 1. Classes per block, when streaming; rounded up to a
+            multiple of `2 d`.
+        **kwargs: `name`, `dtype`, see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Float tensor, shape `(batch, dim)`.
+
+    Attributes:
+        centroids: The centroids as signs: an argument of `nearest_classes`, and an
+            array of shape `(num_classes, dim)` for `numpy.asarray`.
+
+    Returns:
+        As `CosineDense`: a dict of `"features"` and `"logits"`, the logits alone, or
+        streaming a dict of `"features"` alone.
+
+    Raises:
+        TypeError: `num_classes` or `seed` is not a whole number.
+        ValueError: `num_classes` is outside the range above, which is known once the
+            layer is built; a norm is asked for without features, or streaming with a
+            norm or without features; `block_size` is below 1.
+
+    Example:
+
+    >>> head = keras_pedcc.KerdockDense(1000)
+    >>> outputs = head(keras.ops.ones((2, 64)))
+    >>> {name: keras.ops.shape(output) for name, output in outputs.items()}
+    {'features': (2, 64), 'logits': (2, 1000)}
+
+    Reference: Kerdock, "A class of low-rate nonlinear binary codes", 1972; Calderbank
+    et al., "Z4-Kerdock codes, orthogonal spreads, and extremal Euclidean line-sets",
+    1997.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        seed=0,
+        return_features=True,
+        return_norm=False,
+        streaming=None,
+        block_size=BLOCK_SIZE,
+        **kwargs,
+    ):
+        super().__init__(
+            num_classes,
+            return_features=return_features,
+            return_norm=return_norm,
+            streaming=streaming,
+            block_size=block_size,
+            **kwargs,
+        )
+        check_whole(0, seed=seed)
+        self.seed = int(seed)
+
+    def build(self, input_shape):
+        self.dim = check_dim(input_shape)
+        _check_number(self.num_classes, self.dim)
+        self._layout = None  # all devices hold all
+        rng = np.random.default_rng(self.seed)
+        made = kerdock_signs(self.num_classes, self.dim, rng)
+        names = "signs", "columns", "flips"
+        self._parts = [
+            self.add_weight(
+                shape=part.shape,
+                initializer=lambda shape, dtype, part=part: ops.convert_to_tensor(
+                    part, dtype
+                ),
+                dtype=str(part.dtype),
+                trainable=False,
+                name=name,
+            )
+            for name, part in zip(names, made, strict=True)
+        ]
+        self._add_counter(self.dim)
+
+    @property
+    def centroids(self):
+        parts = map(ops.convert_to_tensor, self._parts)
+        return KerdockCentroids(self.num_classes, self.dim, *parts)
+
+    @property
+    def streams(self):
+        if self.streaming is not None:
+            return self.streaming
+        plain = self.return_features and not self.return_norm
+        return plain and self.num_classes >= streaming_from()
+
+    def stream(self, features, training, ranked=False):
+        return KerdockLogits(
+            features,
+            self.centroids,
+            block_size=self.block_size,
+            training=training,
+            ranked=ranked,
+        )
+
+    def get_config(self):
+        config = super().get_config()
+        for name in ("kernel_initializer", "sampling_rate", "centroids_dtype"):
+            del config[name]
+        config["seed"] = self.seed
+        return config
+
+    def _check_place(self):
+        pass  # a distribution has nothing to cut
+
+    def _logits(self, features, training):
+        return self.centroids.cosines(features)
+
+
+def _check_number(num_classes, dim):
+    least, most = 2 * kerdock_dim(dim), union_capacity(dim)
+    if dim < 4 or not least < num_classes <= most:
+        raise ValueError(
+            "`num_classes` must be more than twice the largest power of two up to "
+            "`dim`, and no more than Kerdock's and Gold's sets have vectors. Received: "
+            f"num_classes={num_classes}, with an input of {dim} features, for which it "
+            f"may be from {least + 1} to {most}. Use `PEDCCDense`, which takes any."
+        )
