@@ -43,7 +43,7 @@ def measure(args, dtype, trained):
     keras.distribution.set_distribution(keras_pedcc.class_parallel())
     model = make_model(args, dtype, trained)
     centroids = model.layers[-1].centroids.value.addressable_shards
-    memory = compiled_step(model, args).memory_analysis()
+    memory = compiled_step(model, *samples(args)).memory_analysis()
     paper = on_paper(args, dtype, trained)
     return {
         "dtype": dtype,
@@ -76,15 +76,20 @@ def make_model(args, dtype, trained):
     return model
 
 
-def compiled_step(model, args):
-    """The training step as XLA compiles it, on Keras' placement of all variables."""
-    import jax
-    import keras
+def samples(args):
+    """A batch of random features and labels."""
     import numpy as np
 
     draw = np.random.default_rng(0)
-    x = draw.normal(size=(args.batch_size, args.dim)).astype("float32")
-    y = draw.integers(0, args.classes, args.batch_size).astype("int32")
+    features = draw.normal(size=(args.batch_size, args.dim)).astype("float32")
+    return features, draw.integers(0, args.classes, args.batch_size).astype("int32")
+
+
+def compiled_step(model, x, y):
+    """The training step as XLA compiles it, on Keras' placement of all variables."""
+    import jax
+    import keras
+
     model.fit(x, y, batch_size=len(y), verbose=0)  # builds what Keras builds late
     layout = keras.distribution.distribution().get_data_layout
     place = keras.distribution.distribute_tensor

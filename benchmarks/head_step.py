@@ -16,10 +16,10 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 
 import keras
 import numpy as np
+from turns import alternate
 
 import keras_pedcc
 
@@ -150,17 +150,6 @@ def compare(num_classes, batch, dim, steps, update):
         "ratio": {n: round(v / median["dense"], 3) for n, v in median.items()},
         "streams_by_itself": keras_pedcc.PEDCCDense(num_classes).streams,
     }
-
-
-def alternate(step, steps, *args, warm_up=5):
-    """Seconds of each call of each function, which take turns."""
-    seconds = {name: [] for name in step}
-    for _ in range(steps + warm_up):
-        for name, run in step.items():
-            start = time.perf_counter()
-            run(*args)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def main():

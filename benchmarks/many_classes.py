@@ -5,13 +5,14 @@
 
 Heads on one linear layer: `softmax`, a `Dense` layer with sparse cross entropy;
 `pedcc`, frozen centroids with PEDCC-Loss; `streaming`, the same by blocks of classes;
-`sampled`, where it is asked for, the same with a part of the classes. A step is
-`train_on_batch` with SGD and momentum. Each case runs in a process of its own,
-the cases in turn, `--rounds` times; time is the median over the steps of all rounds,
-`growth_mib` by how much the process grows during the steps, `peak_mib` the most that it
-holds from its start on, with imports and the making of the centroids. Batches other
-than the first size are measured with `--batch-classes` classes. `--figure` draws the
-numbers, of this run or of the file that `--draw` names.
+where they are asked for, `sampled`, the same with a part of the classes, and `kerdock`,
+by blocks of bases without the centroids' array. A step is `train_on_batch` with SGD and
+momentum. Each case runs in a process of its own, the cases in turn, `--rounds` times;
+time is the median over the steps of all rounds, `growth_mib` by how much the process
+grows during the steps, `peak_mib` the most that it holds from its start on, with
+imports and the making of the centroids. Batches other than the first size are measured
+with `--batch-classes` classes. `--figure` draws the numbers, of this run or of the file
+that `--draw` names.
 """
 
 import argparse
@@ -30,6 +31,7 @@ HEADS = {
     "pedcc": "PEDCC",
     "streaming": "PEDCC, by blocks of classes",
     "sampled": "PEDCC, sampled classes",
+    "kerdock": "Kerdock, by blocks of bases",
 }
 DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
 QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
@@ -174,6 +176,8 @@ def make_head(name, args):
     import keras_pedcc
 
     number = args.classes[0]
+    if name == "kerdock":
+        return keras_pedcc.KerdockDense(number, streaming=True)
     options = {"streaming": name == "streaming"}
     if name == "sampled":
         options = {"sampling_rate": args.sampling_rate}
@@ -233,7 +237,7 @@ def draw_panel(axis, rows, along, key):
     from image_experiment.figures import OTHER, OWN, TRAINING
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    colors = (TRAINING, OTHER, OWN, "C4")
+    colors = (TRAINING, OTHER, OWN, "C4", "C8")
     for (head, label), color in zip(HEADS.items(), colors, strict=True):
         own = sorted((row[along], row[key]) for row in rows if row["head"] == head)
         if own:

@@ -16,10 +16,10 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 
 import keras
 import numpy as np
+from turns import alternate
 
 import keras_pedcc
 
@@ -130,17 +130,6 @@ def training_step(loss, weights):
         return features.grad
 
     return step
-
-
-def alternate(steps, number, *args, warm_up=3):
-    """Seconds of each call of each function, which take turns."""
-    seconds = {name: [] for name in steps}
-    for _ in range(number + warm_up):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step(*args)
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def versions():

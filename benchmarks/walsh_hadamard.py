@@ -22,13 +22,14 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 
 import keras
 import numpy as np
 from keras import ops
+from turns import alternate
 
 from keras_pedcc import constructions
+from keras_pedcc.kerdock import KerdockCentroids
 
 SCALE = 30.0
 LARGEST_MATRIX = 2**31 + 1  # bytes
@@ -68,32 +69,20 @@ class HalfProduct(Product):
 
 
 class Kronecker:
-    """Signs, then `H_r x H_q`: for each of r parts, then across them."""
+    """Signs, then `H_r x H_q`: for each of r parts, then across them. As the head."""
 
     sides = 1
 
     def __init__(self, signs):
         self.d = signs.shape[1]
-        self.q = 1 << (self.d.bit_length() // 2)
-        self.r = self.d // self.q
-        self.held = ops.convert_to_tensor(signs.reshape(-1, self.r, 1, self.q))
-        self.inner = ops.convert_to_tensor(hadamard(self.q))
-        self.outer = ops.convert_to_tensor(hadamard(self.r) * np.float32(self.d**-0.5))
+        self.held = ops.convert_to_tensor(signs)
+        self.centroids = KerdockCentroids(None, self.d, self.held, None, None)
 
     def cosines(self, signs, x):
-        signed = self.inner * ops.cast(signs, "float32")
-        parts = ops.matmul(signed, ops.reshape(x, (self.r, self.q, -1)))
-        parts = ops.reshape(parts, (signs.shape[0], self.r, -1))
-        return ops.reshape(ops.matmul(self.outer, parts), (-1, x.shape[1]))
+        return self.centroids.products(signs, x)
 
     def pull(self, signs, slopes):
-        batch = slopes.shape[1]
-        parts = ops.reshape(slopes, (signs.shape[0], self.r, -1))
-        parts = ops.matmul(self.outer, parts)
-        parts = ops.reshape(parts, (signs.shape[0], self.r, self.q, batch))
-        signed = self.inner * ops.cast(signs, "float32")
-        parts = ops.matmul(ops.swapaxes(signed, -1, -2), parts)
-        return ops.reshape(ops.sum(parts, axis=0), (self.d, batch))
+        return self.centroids.sums(signs, slopes)
 
 
 class Butterflies:
@@ -213,7 +202,7 @@ def measure(task, d, ways, made, x, args):
     found = {
         name: in_order(step(x), d, ways[name].sides) for name, step in steps.items()
     }
-    seconds = alternate(steps, args.steps, x)
+    seconds = alternate(steps, args.steps, x, warm_up=2)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "task": task,
@@ -246,17 +235,6 @@ def largest_error(found, right):
         float(np.abs(a - b).max() / np.abs(b).max())
         for a, b in zip(found, right, strict=True)
     )
-
-
-def alternate(steps, number, *args, warm_up=2):
-    """Seconds of each call of each function, which take turns."""
-    seconds = {name: [] for name in steps}
-    for _ in range(number + warm_up):
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step(*args)
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def main(argv=None):

@@ -182,7 +182,8 @@ def _find_heads(model):
         raise ValueError(
             "`FinetuneCallback` needs a model with a `PEDCCDense` layer. Received: "
             f"model {model.name!r} without one. Add the layer, or leave the callback "
-            "out."
+            "out. A `KerdockDense` cannot be trained: go on with PEDCCDense("
+            "num_classes, centroids=np.asarray(head.centroids))."
         )
     unbuilt = [head.name for head in heads if not head.built]
     if unbuilt:

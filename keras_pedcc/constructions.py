@@ -116,13 +116,14 @@ def kerdock(num_classes, dim, rng, dtype="float32"):
     """
     d = kerdock_dim(dim)
     signs, columns, flips = kerdock_signs(num_classes, dim, rng)
-    signs_of_all = hadamard(d)
+    rows_of_all = hadamard(d)
     centroids = np.zeros((num_classes, dim), dtype)
     for index in range(len(signs) + 1):
         rows = slice(2 * d * index, min(2 * d * (index + 1), num_classes))
-        basis = np.eye(d, dtype="int8") if index == 0 else signs_of_all * signs[index - 1]
+        first = index == 0
+        basis = np.eye(d, dtype="int8") if first else rows_of_all * signs[index - 1]
         both = np.stack([basis, -basis], axis=1).reshape(-1, d) * flips
-        length = 1.0 if index == 0 else d**-0.5
+        length = 1.0 if first else d**-0.5
         part = np.zeros((rows.stop - rows.start, dim), "float32")
         part[:, columns] = both[: len(part)] * np.float32(length)
         centroids[rows] = part

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.constructions import hadamard
-from keras_pedcc.streaming import StreamedLogits, below_all, not_below
+from keras_pedcc.streaming import StreamedLogits, not_below
 
 
 class KerdockCentroids:
@@ -158,9 +158,8 @@ class KerdockLogits(StreamedLogits):
         """Largest z, sums and count of the negative of the own class, if it is one."""
         there = ops.cast(index | 1 < self.shape[1], x.dtype)[None]
         vector = ops.cast(self.centroids.vectors(index), x.dtype)
-        top = ops.where(there > 0, -bar, below_all(x, axis=0))
         pull = -there * ops.transpose(vector)
-        return top, there, pull, there * not_below(-bar, bar)
+        return -bar, there, pull, there * not_below(-bar, bar)
 
     def _add(self, state, x, bar, index, signs, first):
         """The state with the vectors of some bases, pairs from `first` on."""
@@ -168,7 +167,9 @@ class KerdockLogits(StreamedLogits):
         scores = x if signs is None else self.centroids.products(signs, x)
         scores, inside = _without(scores, index // 2 - first)
         high, low = self._classes(scores, first)
-        higher = ops.maximum(top, ops.max(ops.maximum(high, low), axis=0, keepdims=True))
+        higher = ops.maximum(
+            top, ops.max(ops.maximum(high, low), axis=0, keepdims=True)
+        )
         powers, opposite = ops.exp(high - higher), ops.exp(low - higher)
         inside = inside * (1 + ops.cast(index | 1 < self.shape[1], x.dtype))
         fading = ops.exp(top - higher)
@@ -186,7 +187,7 @@ class KerdockLogits(StreamedLogits):
         return higher, total, pull, nearer
 
     def _classes(self, scores, first):
-        """Scores of the centroids and of their negatives, -inf for those of no class."""
+        """Scores of centroids and of their negatives, -inf for those of no class."""
         if isinstance(first, int) and 2 * (first + scores.shape[0]) > self.shape[1]:
             number = 2 * (first + ops.arange(scores.shape[0])[:, None])
             high = ops.where(number < self.shape[1], scores, -np.inf)

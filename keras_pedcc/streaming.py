@@ -136,7 +136,9 @@ def _others(logits, index, scale, own):
 
 def _pass_of_part(logits, scaled, bar, centroids, index):
     nothing = ops.zeros_like(scaled[:, :1])
-    state = (below_all(scaled, axis=1), nothing, ops.zeros_like(scaled), nothing)
+    # Below any z: the length of a row is the scale.
+    lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
+    state = (lowest, nothing, ops.zeros_like(scaled), nothing)
 
     def add(start, size, state):
         top, total, pull, nearer = state
@@ -152,11 +154,6 @@ def _pass_of_part(logits, scaled, bar, centroids, index):
         return higher, total, pull, nearer
 
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
-
-
-def below_all(scaled, axis):
-    """Below the product of each vector with any unit vector, and finite."""
-    return -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=axis, keepdims=True)) - 1
 
 
 def not_below(scores, bar):
@@ -252,8 +249,9 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     Args:
         features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
         centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
-            dtype, that need not be unit vectors; or those of a `KerdockDense`. For a search on all devices pass the
-            weight itself, `head.centroids`, under the distribution of the model.
+            dtype, that need not be unit vectors; or those of a `KerdockDense`. For a
+            search on all devices pass the weight itself, `head.centroids`, under the
+            distribution of the model.
         k: int, from 1 to `num_classes`.
         block_size: int, at least 1. Classes per block.
 

@@ -122,6 +122,20 @@ def test_loss_and_gradient_are_those_of_one_device(name, trained, rows, size, rn
 # Training
 
 
+@pytest.mark.parametrize("rows", [None, 2])
+def test_kerdock_head_needs_no_cutting(samples, rows):
+    models = []
+    for each in (ALONE, rows):
+        distribute(each)
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((INPUTS,))
+        head = keras_pedcc.KerdockDense(CLASSES + 1, streaming=True, block_size=32)
+        models.append(PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs))))
+        models[-1].compile("sgd", PEDCCLoss("auto"), metrics=["accuracy"])
+        fit(models[-1], samples)
+    assert_same(*models)
+
+
 @pytest.mark.parametrize("rows", [None, 1, 2, 4])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_training_is_that_of_one_device(samples, rows, streaming):
@@ -167,27 +181,6 @@ def test_slots_are_cut_in_a_loaded_model_too(samples, tmp_path):
     assert [shares(slot) for slot in slots] == 2 * [[share_of(None)] * 4]
 
 
-def compiled(model, samples):
-    """The program of the training step, as XLA made it."""
-    x, y = samples
-    model.fit(x, y, batch_size=len(y), verbose=0)  # builds what Keras builds late
-    layout = keras.distribution.distribution().get_data_layout
-    x, y = (
-        keras.distribution.distribute_tensor(array, layout(array.shape))
-        for array in (x, y)
-    )
-    variables = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        model.optimizer.variables,
-        model.metrics_variables,
-    )
-    state = tuple([v.value for v in each] for each in variables)
-    placed = (None, tuple([v.value.sharding for v in each] for each in variables))
-    step = jax.jit(model.train_step, donate_argnums=0, out_shardings=placed)
-    return step.lower(state, (x, y, None)).compile()
-
-
 def sent(program):
     """`(operation, shape, whether in a loop)` of all that devices send each other."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
@@ -213,7 +206,7 @@ def test_devices_send_no_cosines_and_no_centroids(samples, streaming, trainable,
     metrics = ["accuracy"] if streaming or rows else []
     kwargs = {"streaming": streaming, "trainable": trainable, "block_size": block}
     model = make_model(rows, classes, metrics=metrics, **kwargs)
-    arrays = sent(compiled(model, samples))
+    arrays = sent(class_parallel.compiled_step(model, *samples))
     share = share_of(rows, classes)
     added = {(share, DIM), (share,), (1, block, DIM)} if trainable and rows == 2 else ()
     rest = [each for each in arrays if each[1] not in added]
@@ -228,7 +221,7 @@ def test_memory_of_the_step_is_that_of_the_share(samples, rows):
     classes, block, dim = 2**16, 256, 32
     model = make_model(rows, classes, dim=dim, block_size=block)
     samples = [array[:BATCH] for array in samples]
-    memory = compiled(model, samples).memory_analysis()
+    memory = class_parallel.compiled_step(model, *samples).memory_analysis()
     centroids = 4 * dim * share_of(rows, classes)
     assert memory.argument_size_in_bytes == pytest.approx(centroids, rel=0.01)
     blocks = 4 * block * (2 * BATCH // (rows or 1) + 4 * dim)

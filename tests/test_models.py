@@ -229,3 +229,21 @@ def test_nan_features_stop_training(data):
         images, data[1], epochs=3, callbacks=[stop], verbose=0, shuffle=False
     )
     assert len(history.history["loss"]) == 1
+
+
+def test_train_on_batch_builds_nothing_anew(data):
+    calls = []
+
+    class Counting(PEDCCModel):
+        def compute_loss(self, *args, **kwargs):
+            calls.append(1)
+            return super().compute_loss(*args, **kwargs)
+
+    inputs = keras.Input((4,))
+    model = Counting(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
+    model.compile("sgd", PEDCCLoss(), metrics=["accuracy"])
+    model.train_on_batch(*data)
+    before = len(calls)
+    model.train_on_batch(*data)
+    runs_eagerly = keras.backend.backend() == "torch"
+    assert len(calls) - before == runs_eagerly
