@@ -402,6 +402,7 @@ def test_throughput_refuses_to_measure_nothing(flag, capsys):
     assert "--rounds and --steps must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pedcc", "cross_entropy"])
 def test_keras_models_of_throughput_log_accuracy_alone(loss, rng, monkeypatch):
     small = dataclasses.replace(CIFAR100, stem=2, blocks=((1, 2),))

@@ -15,7 +15,8 @@ from keras_pedcc import (
 BACKEND = keras.backend.backend()
 MODES = [{}, {"run_eagerly": True}]
 if BACKEND == "tensorflow":
-    MODES += [{"jit_compile": True}, {"steps_per_execution": 4}]
+    compiled = pytest.param({"jit_compile": True}, marks=pytest.mark.slow)
+    MODES += [compiled, {"steps_per_execution": 4}]
 
 
 def numpy_of(tensor):

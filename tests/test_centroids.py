@@ -111,6 +111,7 @@ def test_max_angle_finds_the_best_known(num_classes, dim, cosine):
     assert found == pytest.approx(cosine, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_max_angle_beats_energy_where_no_form_is_known():
     ours = cosines_of_pairs(make(100, 32)).max()
     charges = cosines_of_pairs(make(100, 32, method="energy")).max()

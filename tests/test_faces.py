@@ -85,6 +85,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @only_once
 def test_development_split_trains_on_people_of_no_pair(lfw, run, tmp_path):
     code, _ = run("--lfw", lfw, "--held-out", "5")

@@ -127,6 +127,7 @@ def train_digits(folder, watch):
     return keras.saving.load_model(folder / "model.keras").get_weights()
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_training_as_it_is(tmp_path):
     alone = train_digits(tmp_path / "alone", None)
     watched = train_digits(tmp_path / "watched", feature_space.watch)

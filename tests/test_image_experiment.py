@@ -455,6 +455,7 @@ def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert found == pytest.approx(result["accuracy"])
 
 
+@pytest.mark.slow
 def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
     run("--weight-decay", 0, "--mse-root", 2)
     for row in read_history(tmp_path / "out" / "history.csv"):
@@ -526,6 +527,8 @@ def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
 
 
+@only_once
+@pytest.mark.slow
 def test_finished_run_is_left_alone(run, tmp_path):
     run()
     before = (tmp_path / "out" / "result.json").read_text()
@@ -636,6 +639,8 @@ def test_remains_of_an_unknown_run_are_refused(run, tmp_path, name):
         assert f"holds {name}, and no settings.json" in error
 
 
+@only_once
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["settings.json", "history.csv", "backup.npz"])
 def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
     run()
@@ -647,6 +652,8 @@ def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
     assert name in error
 
 
+@only_once
+@pytest.mark.slow
 def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True)
@@ -658,6 +665,8 @@ def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "result.json").read_text())["diverged"]
 
 
+@only_once
+@pytest.mark.slow
 def test_run_is_not_written_over(run, tmp_path):
     run()
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
@@ -667,6 +676,8 @@ def test_run_is_not_written_over(run, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
+@only_once
+@pytest.mark.slow
 def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
     run()
     code, error = run("--resume", "--epochs", 3, "--seed", 1)
@@ -679,6 +690,8 @@ def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
     assert "data was 'tiny.npz " in error
 
 
+@only_once
+@pytest.mark.slow
 def test_branch_with_other_settings_is_refused(run, tmp_path):
     run("--fixed", folder="fixed")
     code, error = run("--branch-from", tmp_path / "fixed", "--margin", 0.2)
