@@ -97,6 +97,8 @@ class AtomicBackup(keras.callbacks.Callback):
         unfinished = self.path.with_suffix(".unfinished")
         with unfinished.open("wb") as file:
             np.savez(file, *arrays, state=np.array(json.dumps(state)))
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file
         os.replace(unfinished, self.path)
 
     def _restore(self):

@@ -8,7 +8,7 @@ from keras_pedcc.checks import check_dim, check_whole
 from keras_pedcc.constructions import kerdock_dim, kerdock_signs, union_capacity
 from keras_pedcc.kerdock import KerdockCentroids, KerdockLogits
 from keras_pedcc.layers import CosineDense
-from keras_pedcc.streaming import BLOCK_SIZE, streaming_from
+from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -122,7 +122,7 @@ class KerdockDense(CosineDense):
         if self.streaming is not None:
             return self.streaming
         plain = self.return_features and not self.return_norm
-        return plain and self.num_classes >= streaming_from()
+        return plain and self.num_classes >= STREAMING_FROM
 
     def stream(self, features, training, ranked=False):
         return KerdockLogits(

@@ -10,7 +10,7 @@ from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.layers import CosineDense
-from keras_pedcc.streaming import BLOCK_SIZE, streaming_from
+from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
 from keras_pedcc.vectors import cosines
 
 
@@ -47,9 +47,8 @@ class PEDCCDense(CosineDense):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, on PyTorch, which is slower
-            that way, from 1,000,000, unless `return_features` or `return_norm` say
-            otherwise.
+            `PEDCCModel`. `None`: from 100,000 classes on, unless `return_features` or
+            `return_norm` say otherwise.
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams
@@ -185,7 +184,7 @@ class PEDCCDense(CosineDense):
         if self.streaming is not None or self.sampling_rate is not None:
             return self.streaming is not False
         plain = self.return_features and not self.return_norm
-        return plain and self.num_classes >= streaming_from()
+        return plain and self.num_classes >= STREAMING_FROM
 
     def _cosines(self, features, centroids, training):
         if training and not self.trainable and self._layout is None:

@@ -168,6 +168,8 @@ def _write(path, save):
     try:
         with unfinished.open("xb") as file:
             save(file)
+            file.flush()
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -9,14 +9,9 @@ from keras_pedcc.sharding import class_layout
 from keras_pedcc.vectors import inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
-# From so many classes on a head streams by itself. PyTorch, which runs each operation
-# on its own, is slower that way: it does when the logits no longer fit.
-STREAMING_FROM = {"tensorflow": 100_000, "jax": 100_000, "torch": 1_000_000}
-
-
-def streaming_from():
-    """From how many classes on a head streams by itself, on this backend."""
-    return STREAMING_FROM.get(keras.backend.backend(), 100_000)
+# From so many classes on a head streams by itself. With fewer, all cosines at once are
+# the quicker way.
+STREAMING_FROM = 100_000
 
 
 class StreamedLogits:

@@ -214,7 +214,7 @@ def test_model_survives_a_round_trip(streaming, tmp_path, rng):
 
 
 def test_head_streams_from_as_many_classes_on_as_the_plain_one(monkeypatch):
-    monkeypatch.setattr("keras_pedcc.kerdock_dense.streaming_from", lambda: 200)
+    monkeypatch.setattr("keras_pedcc.kerdock_dense.STREAMING_FROM", 200)
     assert KerdockDense(200).streams
     assert not KerdockDense(199).streams
     assert not KerdockDense(200, return_norm=True).streams

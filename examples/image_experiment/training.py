@@ -64,7 +64,9 @@ def train(experiment, args, watch=None):
         return read_json(args.output_dir / "result.json")
     reporting.print_start(experiment, args, images, model)
     fit(experiment, model, args, images, watch(args, images) if watch else [])
-    model.save(args.output_dir / "model.keras")
+    unfinished = args.output_dir / "unfinished.keras"
+    model.save(unfinished)
+    unfinished.replace(args.output_dir / "model.keras")
     predicted = experiment.predict(args, images, model)
     result = reporting.write_result(
         experiment, args, images, model, predicted, replicas
