@@ -28,7 +28,6 @@ from recording import ROOT, Record
 
 EPOCHS, UNFREEZE = 6, 3
 MOMENTS = ("any", "writing", "unfreezing")
-KEPT = ("accuracy", "loss", "epochs")
 WRITER = """
 import itertools, numpy as np, keras_pedcc
 from keras_pedcc import storage
@@ -73,8 +72,7 @@ def kill_training(folder, args):
                 record.add()
                 counts[moment] += 1
                 look_at(run, record)
-        if record.tried >= args.kills or runs % 2 == 0:
-            compare(whole, finish(folder, run, record), record, runs)
+        compare(whole, finish(folder, run, record), record, runs)
     record.details = {"kills": counts, "runs": runs, "seconds_of_a_run": duration}
     return record
 
