@@ -247,3 +247,13 @@ def test_train_on_batch_builds_nothing_anew(data):
     model.train_on_batch(*data)
     runs_eagerly = keras.backend.backend() == "torch"
     assert len(calls) - before == runs_eagerly
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others refuse it")
+@pytest.mark.parametrize("root", [1, 2])
+def test_batch_of_nothing_changes_no_weight(data, root):
+    model = make_model(PEDCCLoss(mse_root=root))
+    before = [np.array(weight) for weight in model.weights]
+    assert model.train_on_batch(data[0][:0], data[1][:0]) == 0
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
