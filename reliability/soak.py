@@ -4,8 +4,8 @@
 
 For each dtype policy a small network is trained by `fit`, half of the steps with frozen
 centroids and half with trained ones. Of the batches every second one is spoilt: some
-features times a huge or tiny number or zero, all images times 255, or divided by it,
-one image throughout with many labels, one class alone, one sample alone. Nothing may
+features times a huge or tiny number or zero, all images times 255, or divided by it
+(16 in float16), one image throughout with many labels, one class alone, one sample alone. Nothing may
 become NaN; from the second epoch of each half on, no function may be compiled anew and
 the process may grow by `--growth` MiB at most; and the network must have learned.
 """
@@ -22,8 +22,10 @@ import keras_pedcc
 EPOCHS = 20  # the centroids are trained from the middle one on
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 KINDS = ("features", "scale", "duplicates", "one_class", "one_sample")
-# Features that the policy's dtype can hold.
+# What features and images are multiplied by. In float16 the network itself, before any
+# head, overflows at more.
 HUGE = {"float32": 1e15, "mixed_bfloat16": 1e15, "mixed_float16": 1e3}
+SCALE = {"float32": 255, "mixed_bfloat16": 255, "mixed_float16": 16}
 
 
 def main(argv=None):
@@ -114,7 +116,8 @@ class Batches(keras.utils.PyDataset):
         digits = load_digits()
         self.images = digits.images[..., None].astype("float32") / 16
         self.labels = digits.target.astype("int32")
-        self.huge, self.number, self.seed = HUGE[policy], number, seed
+        self.huge, self.scale = HUGE[policy], SCALE[policy]
+        self.number, self.seed = number, seed
         self.epoch, self.spoilt = 0, dict.fromkeys(KINDS, 0)
 
     def __len__(self):
@@ -143,7 +146,7 @@ class Batches(keras.utils.PyDataset):
             chosen, factors = chosen[:1], factors[:1]
         images, labels = self.images[chosen], self.labels[chosen]
         if kind == "scale":
-            images = images * draw.choice([255, 1 / 255])
+            images = images * draw.choice([self.scale, 1 / self.scale])
         if kind == "duplicates":
             images = np.repeat(images[:1], 32, axis=0)
         return (images, factors), labels
