@@ -5,9 +5,10 @@
 For each dtype policy a small network is trained by `fit`, half of the steps with frozen
 centroids and half with trained ones. Of the batches every second one is spoilt: some
 features times a huge or tiny number or zero, all images times 255, or divided by it
-(16 in float16), one image throughout with many labels, one class alone, one sample alone. Nothing may
-become NaN; from the second epoch of each half on, no function may be compiled anew and
-the process may grow by `--growth` MiB at most; and the network must have learned.
+(16 in float16), one image throughout with many labels, one class alone, one sample
+alone. Nothing may become NaN; from the second epoch of each half on, no function may be
+compiled anew and the process may grow by `--growth` MiB at most; and the network must
+have learned.
 """
 
 import argparse
@@ -91,6 +92,8 @@ def make_model(head):
     x = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(x))
     x = keras.layers.LayerNormalization()(x)
     x = keras.layers.Multiply()([keras.layers.Dense(32)(x), factors])
+    if x.dtype == "float16":
+        x = keras.ops.clip(x, -6e4, 6e4)  # infinite ones give NaN, as documented
     model = Counting((images, factors), heads[head]()(x))
     model.compile(keras.optimizers.SGD(0.02, momentum=0.9), keras_pedcc.PEDCCLoss())
     return model
