@@ -83,28 +83,11 @@ class PEDCCModel(keras.Model):
         **kwargs,
     ):
         """Configures training; arguments as in `keras.Model.compile`."""
-        if loss_weights is not None:
-            raise ValueError(
-                "`loss_weights` has no use with one loss. Received: "
-                f"loss_weights={loss_weights}. Leave it out, or weight inside the "
-                "loss (`mse_weight`)."
-            )
-        if isinstance(loss, dict | list | tuple):
-            raise ValueError(
-                "`loss` must be one loss over the whole dict of outputs. Received: "
-                f"loss={loss}. Pass loss=keras_pedcc.PEDCCLoss()."
-            )
-        head = self._streaming_head()
-        if head is not None:
+        _check_one_loss(loss, loss_weights)
+        if self._streaming_head() is not None:
             check_streamed_loss(loss)
-            of_logits, metrics = split_metrics(metrics)
-            self._hits = hits_of(of_logits)
-            # Not the metrics, which Keras would log beside those that count here.
-            self._of_logits = keras.saving.serialize_keras_object(of_logits)
             refuse_weighted(split_metrics(weighted_metrics)[0])
-            for name in self._hits:
-                if name not in self._means:
-                    self._means[name] = keras.metrics.Mean(name)
+            metrics = self._take_hits(metrics)
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -118,6 +101,17 @@ class PEDCCModel(keras.Model):
             # What builds it is never called: Keras would try at each `train_on_batch`.
             self._compile_loss.built = True
         self._loss_of_outputs = _resolve_loss(loss)
+
+    def _take_hits(self, metrics):
+        """Keeps the metrics of logits that are not held; returns the others."""
+        of_logits, metrics = split_metrics(metrics)
+        self._hits = hits_of(of_logits)
+        # Not the metrics, which Keras would log beside those that count here.
+        self._of_logits = keras.saving.serialize_keras_object(of_logits)
+        for name in self._hits:
+            if name not in self._means:
+                self._means[name] = keras.metrics.Mean(name)
+        return metrics
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -142,23 +136,8 @@ class PEDCCModel(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        if self._loss_of_outputs is None:
-            raise ValueError(
-                "No loss to compute. Received: loss=None in `compile()`. Pass "
-                "loss=keras_pedcc.PEDCCLoss()."
-            )
-        if y is None or isinstance(y, dict):
-            raise ValueError(
-                "There must be one array of labels, for all outputs together. "
-                f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
-            )
+        self._check_call(y, y_pred)
         head = self._streaming_head()
-        if head is None and isinstance(y_pred, dict) and "logits" not in y_pred:
-            raise ValueError(
-                "A head that streams needs a functional model. Received: outputs "
-                f"{sorted(y_pred)} of {type(self).__name__}. Build it as "
-                "PEDCCModel(inputs, outputs), or make the head with streaming=False."
-            )
         if head is None:
             loss = self._loss_of_outputs(y, y_pred, sample_weight)
         else:
@@ -170,6 +149,25 @@ class PEDCCModel(keras.Model):
         extra = sum(ops.sum(each) for each in self.losses)
         # Each replica has the whole of them, and Keras adds the replicas up.
         return loss + extra / number_of_replicas()
+
+    def _check_call(self, y, y_pred):
+        if self._loss_of_outputs is None:
+            raise ValueError(
+                "No loss to compute. Received: loss=None in `compile()`. Pass "
+                "loss=keras_pedcc.PEDCCLoss()."
+            )
+        if y is None or isinstance(y, dict):
+            raise ValueError(
+                "There must be one array of labels, for all outputs together. "
+                f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
+            )
+        lacks_logits = isinstance(y_pred, dict) and "logits" not in y_pred
+        if lacks_logits and not self._streams:
+            raise ValueError(
+                "A head that streams needs a functional model. Received: outputs "
+                f"{sorted(y_pred)} of {type(self).__name__}. Build it as "
+                "PEDCCModel(inputs, outputs), or make the head with streaming=False."
+            )
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y_pred = dict(y_pred)
@@ -221,6 +219,20 @@ class PEDCCModel(keras.Model):
             y = np.asarray(y)
         if isinstance(y, np.ndarray) and self._num_classes is not None:
             check_labels(y, self._num_classes, what)
+
+
+def _check_one_loss(loss, loss_weights):
+    if loss_weights is not None:
+        raise ValueError(
+            "`loss_weights` has no use with one loss. Received: "
+            f"loss_weights={loss_weights}. Leave it out, or weight inside the "
+            "loss (`mse_weight`)."
+        )
+    if isinstance(loss, dict | list | tuple):
+        raise ValueError(
+            "`loss` must be one loss over the whole dict of outputs. Received: "
+            f"loss={loss}. Pass loss=keras_pedcc.PEDCCLoss()."
+        )
 
 
 def _check_outputs(outputs):

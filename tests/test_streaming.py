@@ -361,18 +361,20 @@ def test_gradient_without_training_is_refused(case):
         gradient_of(loss, features)
 
 
-def test_model_without_its_head_is_told_why():
+def test_subclassed_model_with_a_head_that_streams_is_told_why():
+    class Own(PEDCCModel):
+        def __init__(self):
+            super().__init__()
+            self.head = PEDCCDense(CLASSES, streaming=True)
+
+        def call(self, inputs):
+            return self.head(inputs)
+
+    model = Own()
+    model.compile("sgd", PEDCCLoss())
+    outputs = model(np.ones((2, DIM), "float32"))
     with pytest.raises(ValueError, match="needs a functional model"):
-        PEDCCModel.compute_loss(
-            _WithoutHead(), y=np.zeros(2), y_pred={"features": np.zeros((2, 3))}
-        )
-
-
-class _WithoutHead:
-    _loss_of_outputs = PEDCCLoss()
-
-    def _streaming_head(self):
-        return None
+        model.compute_loss(y=np.zeros(2), y_pred=outputs)
 
 
 @only_once
