@@ -122,6 +122,18 @@ def test_loss_and_gradient_are_those_of_one_device(name, trained, rows, size, rn
 # Training
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_sampled_classes_are_those_of_one_device(samples, rows, trainable):
+    models, histories = [], []
+    options = {"streaming": None, "sampling_rate": 0.3, "trainable": trainable}
+    for each in (ALONE, rows):
+        models.append(make_model(each, **options))
+        histories.append(fit(models[-1], samples))
+    np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-4)
+    assert_same(*models)
+
+
 @pytest.mark.parametrize("rows", [None, 2])
 def test_kerdock_head_needs_no_cutting(samples, rows):
     models = []
