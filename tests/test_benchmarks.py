@@ -23,6 +23,7 @@ from tensors import NO_JIT
 
 import keras_pedcc
 from benchmarks import (
+    gpu_classes,
     many_classes,
     paper_tables,
     peers,
@@ -672,3 +673,27 @@ def test_sampling_benchmark_refuses_arguments(capsys):
         with pytest.raises(SystemExit):
             sampled_classes.parse_args(flags)
         assert message in capsys.readouterr().err
+
+
+# gpu_classes.py
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the quicker one")
+def test_cases_are_measured_over_the_floor(tmp_path):
+    path = tmp_path / "result.json"
+    flags = ["--classes", "300", "--dim", "16", "--batch", "4", "--steps", "1"]
+    gpu_classes.main([*flags, "--result", str(path)])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["case"] for row in rows] == list(gpu_classes.CASES)
+    assert rows[0]["over_floor"] == 1
+    assert all(row["milliseconds"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the quicker one")
+def test_a_case_that_does_not_fit_is_told(capsys):
+    gpu_classes.main(["--cases", "kerdock", "--classes", "20", "--dim", "16"])
+    row = json.loads(capsys.readouterr().out)
+    assert row["milliseconds"] is None
+    assert "num_classes=20" in row["failed"]
