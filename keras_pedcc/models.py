@@ -97,9 +97,6 @@ class PEDCCModel(keras.Model):
             weighted_metrics=for_logits(weighted_metrics),
             **kwargs,
         )
-        if self._compile_loss is not None:
-            # What builds it is never called: Keras would try at each `train_on_batch`.
-            self._compile_loss.built = True
         self._loss_of_outputs = _resolve_loss(loss)
 
     def _take_hits(self, metrics):
@@ -147,8 +144,18 @@ class PEDCCModel(keras.Model):
             # Among the outputs it reaches `compute_metrics` on every backend.
             y_pred["rank"] = ops.stop_gradient(logits.rank)
         extra = sum(ops.sum(each) for each in self.losses)
+        self._say_built(True)
         # Each replica has the whole of them, and Keras adds the replicas up.
         return loss + extra / number_of_replicas()
+
+    def _say_built(self, built):
+        """Whether Keras need not try the loss before it trains.
+
+        It asks at each `train_on_batch`, of an object that nothing else calls here. A
+        trial at each `fit` tells what is wrong while a model on JAX still has weights.
+        """
+        if self._compile_loss is not None:
+            self._compile_loss.built = built
 
     def _check_call(self, y, y_pred):
         if self._loss_of_outputs is None:
@@ -204,10 +211,12 @@ class PEDCCModel(keras.Model):
         if isinstance(validation, (list, tuple)) and len(validation) > 1:
             self._check_labels(validation[1], "validation labels")
         self._check_labels(y, "labels")
+        self._say_built(False)
         return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         self._check_labels(y, "labels")
+        self._say_built(False)
         return super().evaluate(x, y, *args, **kwargs)
 
     def _streaming_head(self):

@@ -221,6 +221,14 @@ def test_model_refuses_missing_and_odd_labels(data):
         model.fit(data[0], data[1].astype(str).astype("<U1"), verbose=0)
 
 
+def test_model_is_whole_after_an_error(data):
+    model = make_model()
+    model.fit(*data, verbose=0)
+    with pytest.raises(ValueError, match="one array of labels"):
+        model.fit(data[0], verbose=0)
+    model.fit(*data, verbose=0)
+
+
 def test_nan_features_stop_training(data):
     images = data[0].copy()
     images[5] = np.nan
