@@ -9,10 +9,10 @@ import keras
 def load_model(path, **kwargs):
     """`keras.saving.load_model` of a `.keras` file that is checked to be whole.
 
-    Keras itself passes over a checksum that does not match: a file with a changed
-    bit among its weights gives a model with other weights, without an error. Here every
-    part of the file is read and compared with its CRC-32 first. As there, no code of
-    the file is run unless `safe_mode=False` is passed.
+    On Python 3.12 and later Keras itself passes over a checksum that does not match: a
+    file with a changed bit among its weights gives a model with other weights, without
+    an error. Here every part of the file is read and compared with its CRC-32 first. As
+    there, no code of the file is run unless `safe_mode=False` is passed.
 
     Args:
         path: Name of a file that `model.save` wrote, ending in `.keras`.

@@ -28,6 +28,8 @@ LOSSES = (
 OF_COSINES = ("pedcc", "am_softmax", "arcface")  # those that take streamed logits
 OF_NORMS = ("a_softmax", "l_softmax", "center")  # those that need a head's dict
 PLACES = ("random", "own", "opposite", "duplicates", "zero", "signs", "equal")
+# Keras multiplies, and compares, in float32 on JAX and PyTorch.
+PRECISE = keras.backend.backend() == "tensorflow"
 LABEL_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
@@ -267,6 +269,9 @@ def rounding_of(case, arrays, twin):
         largest = 2.0
     # A small loss is as exact as its exponents, a large one no more than they.
     part = 1.0 if case.form == "soft" or case.loss == "hinge" else np.minimum(twin, 1)
-    weights = 1.0 if arrays.weights is None else arrays.weights
-    spacing = np.finfo("float64" if arrays.dtype == "float64" else "float32")
+    weights = 1.0
+    if case.loss in ("pedcc", "center") and case.weighted:
+        weights = arrays.weights
+    precise = PRECISE and arrays.dtype == "float64"
+    spacing = np.finfo("float64" if precise else "float32")
     return spacing.eps * (weights * largest * part + twin) + 10 * spacing.tiny
