@@ -178,11 +178,12 @@ def _set_random_states(states):
 
 def _read_backup(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = json.loads(str(file["state"]))
+        # NumPy leaves a damaged file open that it has opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = json.loads(str(arrays["state"]))
             names = ("epoch", "variables", "callbacks", "random")
             state = {name: found[name] for name in names}
-            return state, [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
+            return state, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
     except Exception as error:  # whatever damaged bytes make NumPy raise
         raise ValueError(
             f"The backup must be a file of `AtomicBackup`. Received: {path}, which "

@@ -280,17 +280,14 @@ def outcomes(name, folder, number, seed):
     done = 0
     while done < number:
         arguments = ["--work", name, str(folder), str(done), str(number), str(seed)]
-        child = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for line in child.stdout:
-            if line.startswith(MARK):
-                done += 1
-                yield json.loads(line.removeprefix(MARK))
-        if child.wait() and done < number:
+        command = [sys.executable, __file__, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        with subprocess.Popen(command, **pipes) as child:
+            for line in child.stdout:
+                if line.startswith(MARK):
+                    done += 1
+                    yield json.loads(line.removeprefix(MARK))
+        if child.returncode and done < number:
             done += 1
             died = "too long" if child.returncode == -signal.SIGALRM else "died"
             yield [died, f"exit status {child.returncode}"]

@@ -30,6 +30,8 @@ from tensors import gradient_of, numpy_of  # isort: skip  # of the tests
 CHUNK = 2_000  # examples; hypothesis remembers all of a run and slows down
 # How many roundings of its largest exponent a loss may be off; see `--result`.
 ROUNDINGS = 16
+SHRINKS = True  # whether a case that fails is made simpler
+SIMPLER = (hypothesis.Phase.shrink, hypothesis.Phase.explain)
 CLASSES = {
     "pedcc": losses.PEDCCLoss,
     "am_softmax": losses.AMSoftmaxLoss,
@@ -406,7 +408,7 @@ def try_chunk(record, name, strategy, examples, seed):
         max_examples=examples,
         database=None,
         deadline=None,
-        derandomize=False,
+        phases=[each for each in hypothesis.Phase if SHRINKS or each not in SIMPLER],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(strategy)
