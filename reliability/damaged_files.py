@@ -126,7 +126,6 @@ class Model:
         trained_model(self.centroids).save(path)
 
     def load(self, path):
-        keras.backend.clear_session()
         model = self.read(path)
         optimizer = model.optimizer
         configs = [
