@@ -8,6 +8,7 @@ from keras_pedcc.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.heads import CenterDense, ProductDense
 from keras_pedcc.kerdock_dense import KerdockDense
 from keras_pedcc.layers import CosineDense
+from keras_pedcc.loading import load_model
 from keras_pedcc.losses import (
     AMSoftmaxLoss,
     ArcFaceLoss,
@@ -67,6 +68,7 @@ __all__ = [
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",
+    "load_model",
     "nearest_classes",
     "pair_scores",
     "pedcc_loss",

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import random
-import zipfile
 
 import keras
 import numpy as np
@@ -181,10 +180,13 @@ def _set_random_states(states):
 
 def _read_backup(path):
     try:
-        with np.load(path, allow_pickle=False) as file:
-            state = json.loads(str(file["state"]))
-            return state, [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy leaves a damaged file open that it has opened itself.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = json.loads(str(arrays["state"]))
+            names = ("epoch", "variables", "callbacks", "random")
+            state = {name: found[name] for name in names}
+            return state, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
+    except Exception as error:  # whatever damaged bytes make NumPy raise
         raise ValueError(
             f"The backup must be a file of `AtomicBackup`. Received: {path}, which "
             f"cannot be read ({error}). Delete it to start over."

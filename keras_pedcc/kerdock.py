@@ -110,7 +110,8 @@ class KerdockLogits(StreamedLogits):
     A centroid and its negative share a product z. That of a sample's own class is set
     to 0 and its two terms, `exp(-top)` each, are subtracted again. Nothing cancels:
     no other pair of terms is smaller, since `exp(z) + exp(-z) >= 2`. The negative of
-    the own class is counted beforehand.
+    the own class is counted beforehand. The last of an odd number of classes has no
+    negative: its z is set to minus infinity.
 
     Args:
         features: Unit vectors, shape `(batch, dim)`.
@@ -165,13 +166,14 @@ class KerdockLogits(StreamedLogits):
         """The state with the vectors of some bases, pairs from `first` on."""
         top, total, pull, nearer = state
         scores = x if signs is None else self.centroids.products(signs, x)
-        scores, inside = _without(scores, index // 2 - first)
+        paired = index | 1 < self.shape[1]
+        scores, inside = _without(scores, index // 2 - first, paired)
         high, low = self._classes(scores, first)
         higher = ops.maximum(
             top, ops.max(ops.maximum(high, low), axis=0, keepdims=True)
         )
         powers, opposite = ops.exp(high - higher), ops.exp(low - higher)
-        inside = inside * (1 + ops.cast(index | 1 < self.shape[1], x.dtype))
+        inside = 2 * inside * ops.cast(paired, x.dtype)
         fading = ops.exp(top - higher)
         added = ops.sum(powers + opposite, axis=0, keepdims=True)
         total = fading * total + (added - inside * ops.exp(-higher))
@@ -195,12 +197,16 @@ class KerdockLogits(StreamedLogits):
         return scores, -scores
 
 
-def _without(scores, at):
-    """`scores` with 0 in row `at` of each column that has it, and which have it."""
+def _without(scores, at, paired):
+    """`scores` with 0 in row `at` of each column that has it, and which have it.
+
+    Minus infinity instead where not `paired`.
+    """
     row = ops.clip(at, 0, scores.shape[0] - 1)
     inside = ops.equal(row, at)
     column = ops.arange(ops.shape(at)[0], dtype=row.dtype)
     where = ops.stack([row, column], axis=1)
     there = ops.take_along_axis(scores, row[None], axis=0)[0]
-    scores = ops.scatter_update(scores, where, ops.where(inside, 0.0, there))
+    there = ops.where(inside, ops.where(paired, 0.0, -np.inf), there)
+    scores = ops.scatter_update(scores, where, there)
     return scores, ops.cast(inside, scores.dtype)[None]

@@ -48,8 +48,8 @@ class CosineDense(keras.layers.Layer):
     ArcFace, and with `return_norm=True` of A-Softmax; `PEDCCDense` is the one with
     predefined, frozen centroids.
 
-    The layer computes in float32 under every dtype policy (in float64 under
-    `"float64"`), because the square of a float16 feature overflows.
+    The layer computes in float32 under every dtype policy (under `"float64"` in float64
+    on TensorFlow), because the square of a float16 feature overflows.
 
     Args:
         num_classes: int, at least 2.

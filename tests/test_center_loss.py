@@ -151,3 +151,13 @@ def test_loss_refuses():
     plain = {"features": np.zeros((1, 2)), "logits": np.zeros((1, 2))}
     with pytest.raises(ValueError, match='the key "distances"'):
         center_loss([0], plain)
+
+
+def test_soft_label_of_nan_leaves_the_other_samples(rng):
+    logits, distances = rng.normal(size=(2, 3, 4)).astype("float32") ** 2
+    outputs = {"features": logits, "logits": logits, "distances": distances}
+    outputs |= {"center_distances": distances}
+    labels = np.eye(4, dtype="float32")[[0, 1, 2]]
+    expected = numpy_of(center_loss(labels, outputs))
+    labels[1], expected[1] = np.nan, np.nan
+    assert_allclose(center_loss(labels, outputs), expected)

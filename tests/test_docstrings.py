@@ -15,6 +15,7 @@ MODULES = [
     "embedding",
     "heads",
     "layers",
+    "loading",
     "losses.center",
     "losses.hinge",
     "losses.margin",

@@ -106,6 +106,22 @@ def test_gradient_is_the_slope(num_classes, dim, name, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_gradient_is_the_slope_for_a_last_class_without_its_negative(rng):
+    features, _ = draw(rng, 11, 6)
+    labels, array = np.full(BATCH, 10), array_of(11, 6)
+    found = gradient_of(
+        lambda x: losses.am_softmax_loss(
+            labels, streamed(head_of(11, 6), x, 100), scale=1
+        ),
+        features,
+    )
+    expected = slope_of(
+        lambda x: reference.am_softmax(labels, x @ array.T.astype("float64"), 1, 0.5),
+        features,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [15.0, 150.0])
 def test_value_is_exact_where_the_own_class_is_reached(scale, rng):
     array, head = array_of(1235, 64), head_of(1235, 64)

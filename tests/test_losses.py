@@ -244,6 +244,24 @@ def test_float64_is_kept(rng):
     assert_allclose(numpy_of(vector).mean(), expected, rtol=1e-12)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="JAX needs jax_enable_x64; Keras multiplies in float32 on PyTorch",
+)
+def test_constants_are_not_rounded_in_float64(rng):
+    cosines, labels = make_cosines(rng, 10, "random")
+    cosines, margins = cosines.astype("float64"), rng.uniform(0, 1, 10)
+    for margin in (0.3, margins.tolist()):
+        expected = reference.arcface(labels, cosines, 15, margin)
+        loss = losses.arcface_loss(labels, cosines, margin=margin)
+        assert_allclose(loss, expected, rtol=1e-12)
+    given = {"features": cosines, "logits": cosines, "norm": np.ones(len(labels))}
+    loss = losses.a_softmax_loss(labels, given, margin=2, annealing=0.3)
+    ones = np.ones((len(labels), 1))
+    expected = reference.multiple_angle(labels, cosines, ones, 2, 0.3)
+    assert_allclose(loss, expected, rtol=1e-12)
+
+
 def test_reductions(rng):
     cosines, labels = make_cosines(rng, 10, "random")
     vector = numpy_of(pedcc_loss(labels, cosines))

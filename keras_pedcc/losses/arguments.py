@@ -80,7 +80,9 @@ def margin_of(margin, logits, target):
     """
     if isinstance(margin, numbers.Real):
         return margin
-    margin = ops.cast(ops.convert_to_tensor(margin), logits.dtype)
+    margin = ops.convert_to_tensor(
+        margin, keras.backend.standardize_dtype(logits.dtype)
+    )
     if len(margin.shape) == 0:
         return margin
     if tuple(margin.shape) != (logits.shape[1],):

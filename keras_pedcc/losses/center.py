@@ -57,6 +57,8 @@ def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
     loss = weighted(entropy + center_weight / 2 * distance, sample_weight)
     weights = weighted(ops.ones_like(entropy), sample_weight)
     target = target * ops.expand_dims(weights, 1)
+    # A sample of NaN is no count of a class, which would be NaN for the others, too.
+    target = ops.where(ops.isnan(entropy)[:, None], 0.0, target)
     return loss + _center_step(target, _entry(y_pred, "center_distances", logits))
 
 

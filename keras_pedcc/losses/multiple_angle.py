@@ -247,7 +247,8 @@ def _lowering(margin, annealing, logits):
     _check_multiple(margin)
     if not is_tensor(annealing):
         check_range("annealing", annealing, 0.0, float("inf"))
-    weight = ops.cast(ops.convert_to_tensor(annealing), logits.dtype)
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    weight = ops.convert_to_tensor(annealing, dtype)
     if len(weight.shape) == 1:
         weight = ops.expand_dims(weight, 1)
     return lambda cos: (weight * cos + _multiplied(cos, margin)) / (1 + weight)
