@@ -3,11 +3,11 @@
     python reliability/mutants.py --result reliability/results/mutants_tensorflow.json
 
 The faults are data, in `faults.toml`, each with the tests that should fail. Package and
-tests are copied to a temporary folder, where these tests must pass at first. Then each
-fault is put into the copy and its tests run, in a process that imports the copy. It is
-caught if a test fails. If none does the whole quick suite runs before it is said to
-have survived. A fault that breaks the import, or whose tests do not run or do not end,
-stops the script: it shows nothing.
+tests are copied to a temporary folder. Each fault is put into the copy, and its tests
+run in a process that imports the copy. It is caught if a test fails that passes without
+it. If none does the whole quick suite runs before it is said to have survived. A fault
+that breaks the import, or whose tests do not run or do not end, stops the script: it
+shows nothing.
 """
 
 import argparse
@@ -51,6 +51,19 @@ def copy_to(folder):
         shutil.copy(ROOT / name, folder / name)
 
 
+class Failures:
+    """Tells `pytest` to keep the names of tests that fail."""
+
+    def __init__(self, path):
+        self.path = path
+        path.write_text("")
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            with self.path.open("a") as file:
+                file.write(f"{report.nodeid}\n")
+
+
 def run_pytest(folder, arguments, log):
     """Runs the tests of a copy, in a process of its own that ends with the result."""
     os.chdir(folder)
@@ -68,7 +81,8 @@ def run_pytest(folder, arguments, log):
     if not pathlib.Path(keras_pedcc.__file__).is_relative_to(folder):
         sys.exit(NOT_THE_COPY)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--ignore", OWN_TEST]
-    sys.exit(int(pytest.main([*options, *arguments])))
+    failures = Failures(folder / "failed.txt")
+    sys.exit(int(pytest.main([*options, *arguments], [failures])))
 
 
 def result_of(folder, arguments, seconds):
@@ -102,21 +116,18 @@ def broken(source, fault):
     return source.replace(fault["old"], fault["new"])
 
 
-def tests_of(faults):
-    return sorted({f"tests/{name}" for fault in faults for name in fault["tests"]})
-
-
 def caught_by(folder, fault, quick):
-    """What caught a fault: "named tests", "whole suite" or `None`."""
+    """The test that fails by a fault, or `None`."""
     path = folder / "keras_pedcc" / fault["file"]
     source = path.read_text()
     path.write_text(broken(source, fault))
     try:
-        if result_of(folder, tests_of([fault]), 600) != PASSED:
-            return "named tests"
-        if quick:
-            return None
-        return "whole suite" if result_of(folder, [], 3600) != PASSED else None
+        named = [f"tests/{name}" for name in fault["tests"]]
+        result = result_of(folder, named, 600)
+        if result == PASSED and not quick:
+            result = result_of(folder, [], 3600)
+        failed = (folder / "failed.txt").read_text().splitlines()
+        return failed[0] if result == FAILED else None
     except RuntimeError as error:
         raise RuntimeError(f"{title(fault)}: {error}") from error
     finally:
@@ -124,26 +135,30 @@ def caught_by(folder, fault, quick):
 
 
 def check(record, folder, faults, quick):
-    if result_of(folder, tests_of(faults), 3600) != PASSED:
-        log = (folder / "pytest.log").read_text()
-        raise RuntimeError(f"The tests must pass without a fault.\n{log[-3000:]}")
-    counts = {"named tests": 0, "whole suite": 0, None: 0}
+    by = {}
     for fault in faults:
         record.add()
-        by = caught_by(folder, fault, quick)
-        counts[by] += 1
-        print(f"{'survived' if by is None else 'caught'}: {title(fault)}", flush=True)
-        if by is None:
+        test = by[title(fault)] = caught_by(folder, fault, quick)
+        print(f"{title(fault)}: {test or 'SURVIVED'}", flush=True)
+        if test is None:
             record.fail(f"survived: {title(fault)}")
+    tests = sorted({test for test in by.values() if test})
+    if tests and result_of(folder, tests, 3600) != PASSED:
+        log = (folder / "pytest.log").read_text()
+        raise RuntimeError(f"The tests must pass without a fault.\n{log[-3000:]}")
+    record.details = summary(faults, by) | {"tests_that_caught": len(tests)}
+
+
+def summary(faults, by):
+    number, survived = len(faults), sum(test is None for test in by.values())
     added = sum(fault.get("added", False) for fault in faults)
-    record.details = {
+    return {
         "modules": len({fault["file"] for fault in faults}),
-        "caught_by_named_tests": counts["named tests"],
-        "caught_by_the_whole_suite_only": counts["whole suite"],
-        "survived": counts[None],
-        "survived_at_first_and_have_a_test_now": added,
-        "share_caught_at_first": round(1 - (counts[None] + added) / len(faults), 4),
-        "share_caught": round(1 - counts[None] / len(faults), 4),
+        "survived_at_first": survived + added,
+        "survived": survived,
+        "share_caught_at_first": round(1 - (survived + added) / number, 4),
+        "share_caught": round(1 - survived / number, 4),
+        "caught_by": by,
     }
 
 
