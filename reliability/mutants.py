@@ -11,6 +11,7 @@ shows nothing.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import pathlib
@@ -134,11 +135,12 @@ def caught_by(folder, fault, quick):
         path.write_text(source)
 
 
-def check(record, folder, faults, quick):
+def check(record, folder, faults, quick, known):
     by = {}
     for fault in faults:
         record.add()
-        test = by[title(fault)] = caught_by(folder, fault, quick)
+        test = known.get(title(fault)) or caught_by(folder, fault, quick)
+        by[title(fault)] = test
         print(f"{title(fault)}: {test or 'SURVIVED'}", flush=True)
         if test is None:
             record.fail(f"survived: {title(fault)}")
@@ -181,13 +183,21 @@ def main(arguments=None):
     parser.add_argument(
         "--quick", action="store_true", help="never run the whole suite"
     )
+    parser.add_argument(
+        "--again",
+        type=pathlib.Path,
+        help="result of an earlier run: only its survivors and new faults are tried",
+    )
     parser.add_argument("--result", type=pathlib.Path)
     options = parser.parse_args(arguments)
+    known = {}
+    if options.again:
+        known = json.loads(options.again.read_text())["details"]["caught_by"]
     record = Record("faults put into the package", "a test fails")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder).resolve()
         copy_to(folder)
-        check(record, folder, chosen(options.only), options.quick)
+        check(record, folder, chosen(options.only), options.quick, known)
     record.write(options.result)
     return len(record.failures)
 
