@@ -177,9 +177,8 @@ def work(options):
         deterministic_mode()
     arrays = {}
     for name, run in cases().items():
-        if options.only in name and (
-            not options.without or options.without not in name
-        ):
+        left_out = options.without and options.without in name
+        if options.only in name and not left_out:
             arrays |= {f"{name}: {what}": array for what, array in run().items()}
     np.savez(options.work, **{n.replace("/", "|"): v for n, v in arrays.items()})
 
@@ -241,18 +240,23 @@ def check(record, folder, options):
     compare(record, *plain, False, "without the deterministic mode")
 
 
-def main(arguments=None):
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="part of the name of a case")
     parser.add_argument(
         "--promised-only", action="store_true", help="leave out what may differ"
     )
     parser.add_argument("--result", type=pathlib.Path)
+    # What the script passes to its own processes.
     parser.add_argument("--work", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--without", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
     if options.work:
         work(options)
         return 0

@@ -175,7 +175,7 @@ def chosen(only):
     return faults
 
 
-def main(arguments=None):
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--only", default="", help="part of a title, as 'sampling.py' or 'seed'"
@@ -189,7 +189,11 @@ def main(arguments=None):
         help="result of an earlier run: only its survivors and new faults are tried",
     )
     parser.add_argument("--result", type=pathlib.Path)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
     known = {}
     if options.again:
         known = json.loads(options.again.read_text())["details"]["caught_by"]
