@@ -23,6 +23,8 @@ from recording import ROOT, Record
 CLASSES, DIM = 40, 16
 MODES = ("deterministic", "plain")
 POLICIES = ("float32", "mixed_bfloat16")
+# What is run where nothing is promised: enough to see that it may differ.
+LOOKED_AT = ("plain, float32", "generate_pedcc")
 SIZES = {
     "auto": (10, 16),
     "simplex": (17, 16),
@@ -177,8 +179,7 @@ def work(options):
         deterministic_mode()
     arrays = {}
     for name, run in cases().items():
-        left_out = options.without and options.without in name
-        if options.only in name and not left_out:
+        if any(part in name for part in options.only):
             arrays |= {f"{name}: {what}": array for what, array in run().items()}
     np.savez(options.work, **{n.replace("/", "|"): v for n, v in arrays.items()})
 
@@ -220,29 +221,29 @@ def compare(record, first, second, promised, what):
 
 
 def check(record, folder, options):
-    def results(name, mode, *flags):
-        flags = ["--mode", mode, "--only", options.only, *flags]
+    def results(name, mode, only, *flags):
+        flags = ["--mode", mode, "--only", *only, *flags]
         return results_of(folder / f"{name}.npz", *flags)
 
-    first = results("first", "deterministic")
+    first = results("first", "deterministic", options.only)
     if not first:
-        raise SystemExit(f"--only must be part of a case. Received: {options.only!r}.")
-    second = results("second", "deterministic")
+        raise SystemExit(f"--only must be part of a case. Received: {options.only}.")
+    second = results("second", "deterministic", options.only)
     compare(record, first, second, True, "deterministic mode")
     if options.promised_only:
         return
-    # Nothing is promised here: float32 alone shows it.
-    less = "--without", "mixed_bfloat16"
-    one_core = results("one_core", "deterministic", "--cores", "1", *less)
-    first = {name: array for name, array in first.items() if less[1] not in name}
-    compare(record, first, one_core, False, "one core beside all")
-    plain = [results(f"plain_{i}", "plain", *less) for i in range(2)]
+    one_core = results("one_core", "deterministic", LOOKED_AT, "--cores", "1")
+    of_all = {name: first[name] for name in one_core}
+    compare(record, of_all, one_core, False, "one core beside all")
+    plain = [results(f"plain_{i}", "plain", LOOKED_AT) for i in range(2)]
     compare(record, *plain, False, "without the deterministic mode")
 
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", help="part of the name of a case")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="parts of the names of cases"
+    )
     parser.add_argument(
         "--promised-only", action="store_true", help="leave out what may differ"
     )
@@ -251,7 +252,6 @@ def parse(arguments):
     parser.add_argument("--work", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--without", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
