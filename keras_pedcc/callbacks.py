@@ -156,6 +156,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         config = wanted.get_config()
         if config.get("gradient_accumulation_steps") is None:
             config["gradient_accumulation_steps"] = backbone.gradient_accumulation_steps
+        config["loss_scale_factor"] = backbone.loss_scale_factor
         return type(wanted).from_config(config)
 
     def _same_kind(self, wrapped):

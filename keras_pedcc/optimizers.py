@@ -38,7 +38,8 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         self.optimizer = optimizer
         self.centroid_optimizer = centroid_optimizer
         self.centroid_specs = centroid_specs or []
-        self.loss_scale_factor = optimizer.loss_scale_factor
+        # Not by the property: TensorFlow leaves out to assign what is there already.
+        centroid_optimizer.loss_scale_factor = optimizer.loss_scale_factor
 
     def build(self, variables):
         """Builds both optimizers.

@@ -101,6 +101,19 @@ def test_backup_leaves_no_trace_when_another_callback_raises(tmp_path):
     assert fit(model, 2).epoch == [0, 1]
 
 
+def test_interrupted_backup_leaves_the_last_one(tmp_path, monkeypatch):
+    def interrupted(file, *args, **kwargs):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    fit(make_model(), 2, [AtomicBackup(tmp_path, delete_checkpoint=False)])
+    whole = (tmp_path / "backup.npz").read_bytes()
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_model(), 3, [AtomicBackup(tmp_path)])
+    assert (tmp_path / "backup.npz").read_bytes() == whole
+
+
 def test_backup_keeps_the_global_random_states(tmp_path):
     drawn = {}
 

@@ -173,6 +173,34 @@ def test_schedulers_act_on_the_backbone_before_and_after():
     assert float(model.optimizer.learning_rate) < 0.001
 
 
+def test_iterations_are_those_of_the_backbone():
+    model = make_model()
+    fit(model, 3, [FinetuneCallback(2)])
+    assert int(model.optimizer.iterations) == 3 * 4
+    assert int(model.optimizer.centroid_optimizer.iterations) < 3 * 4
+
+
+def test_loss_scale_factor_does_not_change_the_steps():
+    found = []
+    for factor in (None, 8.0):  # a power of two changes no digit
+        model = make_model(keras.optimizers.SGD(0.05, loss_scale_factor=factor))
+        fit(model, 1, [FinetuneCallback(0, 0.1)])
+        wrapped = model.optimizer
+        fit(model, 1, [FinetuneCallback(0, 0.1)])
+        assert model.optimizer is wrapped
+        found.append(model.weights)
+    assert_same(*found)
+
+
+def test_loss_scale_factor_reaches_both_optimizers():
+    sgd = keras.optimizers.SGD
+    optimizer = FinetuneOptimizer(sgd(0.1, loss_scale_factor=8.0), sgd(0.2))
+    assert optimizer.centroid_optimizer.loss_scale_factor == 8.0
+    optimizer.loss_scale_factor = 4.0
+    assert optimizer.optimizer.loss_scale_factor == 4.0
+    assert optimizer.centroid_optimizer.loss_scale_factor == 4.0
+
+
 def test_late_start_unfreezes_at_once():
     model = make_model()
     fit(model, 5, [FinetuneCallback(1)], initial_epoch=4)

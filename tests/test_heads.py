@@ -67,6 +67,23 @@ def test_gradients_of_the_distances_go_one_way_each(rng):
     assert_allclose(none, np.ones((3, 8)))
 
 
+@pytest.mark.parametrize(
+    ("name", "factor"), [("distances", 0), ("center_distances", 2)]
+)
+def test_centers_have_the_gradient_of_their_own_distances(rng, name, factor):
+    features = rng.standard_normal((3, 8)).astype("float32")
+    head = CenterDense(2, center_initializer="random_normal")
+    head.build((None, 8))
+    kernel, bias, centers = (numpy_of(v) for v in head.trainable_variables)
+
+    def distances(centers):
+        outputs, _ = head.stateless_call([kernel, bias, centers], [], features)
+        return ops.sum(centers) + ops.sum(outputs[name])
+
+    expected = 1 + factor * (centers - features[:, None]).sum(axis=0)
+    assert_allclose(gradient_of(distances, centers), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("head", "arguments"), HEADS)
 def test_steps_are_counted_in_training_only(rng, head, arguments):
     features = rng.standard_normal((5, 8)).astype("float32")

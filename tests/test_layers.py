@@ -29,6 +29,14 @@ def test_logits_are_cosines_to_the_generated_centroids(rng):
     )
 
 
+@pytest.mark.parametrize("method", ["simplex", "random"])
+def test_method_decides_the_centroids(method):
+    head = PEDCCDense(6, method=method)
+    head.build((None, 8))
+    expected = numpy_of(generate_pedcc(6, 8, method=method))
+    np.testing.assert_array_equal(numpy_of(head.centroids), expected)
+
+
 def test_cosine_dense_normalises_its_weight(rng):
     features = rng.standard_normal((5, 8)).astype("float32")
     head = CosineDense(6, return_features=False)

@@ -169,6 +169,16 @@ def test_short_logits_are_computed_in_float32(rng, loss):
     assert_allclose(LOSSES[loss]()(labels, short), expected.mean())
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_functions_compute_short_logits_in_float32(rng, loss, dtype):
+    cosines, labels = make_cosines(rng, 300, "random")
+    short = ops.cast(cosines, dtype)
+    found = loss(labels, short)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    assert_allclose(found, numpy_of(loss(labels, ops.cast(short, "float32"))))
+
+
 @pytest.mark.parametrize("kind", LOSSES.values())
 def test_class_is_its_function_with_weights_and_dict(rng, kind):
     cosines, labels = make_cosines(rng, 10, "random")

@@ -140,6 +140,19 @@ def test_saved_model_loads_compiled_and_trains_on(data, tmp_path):
     assert set(logs[0]) == {"loss", "accuracy"}
 
 
+def test_saved_model_keeps_the_state_of_its_optimizer(data, tmp_path):
+    model = make_model()
+    model.compile("adam", PEDCCLoss())
+    model.fit(*data, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    pairs = zip(model.optimizer.variables, loaded.optimizer.variables, strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs)
+        )
+
+
 @pytest.mark.parametrize("bad", [[3], [-1], [1.5], [np.nan], [2**40]])
 @pytest.mark.parametrize("where", ["fit", "validation", "evaluate"])
 def test_labels_are_checked_before_anything_runs(data, bad, where):

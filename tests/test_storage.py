@@ -60,6 +60,29 @@ def test_damaged_files_are_refused(tmp_path, name, rng):
         load_centroids(path)
 
 
+def test_array_of_another_checksum_is_refused(tmp_path):
+    path = tmp_path / "c.npz"
+    save_centroids(path, np.eye(3))
+    with np.load(path) as file:
+        np.savez(path, centroids=2 * np.eye(3), sha256=file["sha256"])
+    with pytest.raises(ValueError, match=r"checksum does not match.* Save it again"):
+        load_centroids(path)
+
+
+@pytest.mark.parametrize(("name", "function"), [("c.npy", "save"), ("c.npz", "savez")])
+def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, name, function):
+    def interrupted(file, *args, **kwargs):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    save_centroids(tmp_path / name, np.eye(3))
+    monkeypatch.setattr(np, function, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_centroids(tmp_path / name, 2 * np.eye(3))
+    np.testing.assert_array_equal(load_centroids(tmp_path / name), np.eye(3))
+    assert os.listdir(tmp_path) == [name]
+
+
 def test_what_is_no_centroids_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`path` must end in .npy or .npz"):
         save_centroids(tmp_path / "c.txt", np.eye(3))
