@@ -1,5 +1,6 @@
 """Kerdock's vectors, held as signs: cosines to them by the Walsh-Hadamard transform."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -33,7 +34,7 @@ class KerdockCentroids:
         self.q = 1 << (d.bit_length() // 2)
         self.r = d // self.q
         self.inner = hadamard(self.q).astype("float32")
-        self.outer = hadamard(self.r).astype("float32") * np.float32(d**-0.5)
+        self.outer = hadamard(self.r) * d**-0.5
 
     def coordinates(self, features):
         """Of features along the standard basis: shape `(batch, d)`."""
@@ -44,8 +45,9 @@ class KerdockCentroids:
         """Coordinates of the centroids of classes, float32: `(len(index), d)`."""
         pair, d = index // 2, self.d
         basis, row = pair // d, pair % d
-        outer = ops.take(self.outer, row // self.q, axis=0)[:, :, None]
-        inner = ops.take(self.inner, row % self.q, axis=0)[:, None, :]
+        outer, inner = (ops.cast(each, "float32") for each in (self.outer, self.inner))
+        outer = ops.take(outer, row // self.q, axis=0)[:, :, None]
+        inner = ops.take(inner, row % self.q, axis=0)[:, None, :]
         signs = ops.take(self.signs, ops.maximum(basis - 1, 0), axis=0)
         turned = ops.reshape(outer * inner, (-1, d)) * ops.cast(signs, "float32")
         standard = ops.one_hot(row, d, dtype="float32")
@@ -78,24 +80,36 @@ class KerdockCentroids:
         """Of coordinates `x`, `(d, batch)`, with the positive vectors of some bases."""
         parts = ops.reshape(x, (self.r, self.q, -1))
         parts = ops.matmul(self._signed(signs, x.dtype), parts)
-        parts = ops.reshape(parts, (signs.shape[0], self.r, -1))
-        parts = ops.matmul(ops.cast(self.outer, x.dtype), parts)
+        parts = self._across(parts)
         return ops.reshape(parts, (signs.shape[0] * self.d, -1))
 
     def sums(self, signs, weights):
         """The same vectors, weighted by `(vectors, batch)` and added: `(d, batch)`."""
-        parts = ops.reshape(weights, (signs.shape[0], self.r, -1))
-        parts = ops.matmul(ops.cast(self.outer, weights.dtype), parts)
-        parts = ops.reshape(parts, (signs.shape[0], self.r, self.q, -1))
+        parts = ops.reshape(weights, (signs.shape[0], self.r, self.q, -1))
+        parts = self._across(parts)
         signed = ops.swapaxes(self._signed(signs, weights.dtype), -1, -2)
         return ops.reshape(ops.sum(ops.matmul(signed, parts), axis=0), (self.d, -1))
+
+    def _across(self, parts):
+        """`H_r / sqrt(d)` over the second axis of `(bases, r, q, batch)`."""
+        outer = ops.cast(self.outer, parts.dtype)
+        if keras.backend.backend() == "jax":
+            # Batches that are cut over devices stay an axis of their own.
+            return ops.einsum("ts,bsqn->btqn", outer, parts)
+        merged = ops.reshape(parts, (parts.shape[0], self.r, -1))
+        return ops.reshape(ops.matmul(outer, merged), ops.shape(parts))
 
     def _signed(self, signs, dtype):
         """`H_q` with its columns multiplied by signs: `(bases, r, q, q)`."""
         signs = ops.reshape(signs, (signs.shape[0], self.r, 1, self.q))
         return ops.cast(self.inner, dtype) * ops.cast(signs, dtype)
 
+    def __repr__(self):
+        return f"<KerdockCentroids, shape={self.shape}; numpy.asarray makes the array>"
+
     def __array__(self, dtype=None, copy=None):
+        if copy is False:
+            raise ValueError("The array of `KerdockCentroids` is made, never shared.")
         whole = np.empty(self.shape, "float32" if dtype is None else dtype)
         for start in range(0, len(whole), 8192):
             index = np.arange(start, min(start + 8192, len(whole)), dtype="int32")
@@ -141,7 +155,7 @@ class KerdockLogits(StreamedLogits):
         state = self._of_negative(x, bar, index)
         state = self._add(state, x, bar, index, None, 0)
         d, signs = centroids.d, centroids.signs
-        size = max(1, self.block_size // (2 * d))
+        size = -(-self.block_size // (2 * d))
         blocks = (self.shape[1] // (2 * d) - 1) // size
 
         def add(block, state):
@@ -160,7 +174,7 @@ class KerdockLogits(StreamedLogits):
         there = ops.cast(index | 1 < self.shape[1], x.dtype)[None]
         vector = ops.cast(self.centroids.vectors(index), x.dtype)
         pull = -there * ops.transpose(vector)
-        return -bar, there, pull, there * not_below(-bar, bar)
+        return -there * bar, there, pull, there * not_below(-bar, bar)
 
     def _add(self, state, x, bar, index, signs, first):
         """The state with the vectors of some bases, pairs from `first` on."""
@@ -202,11 +216,8 @@ def _without(scores, at, paired):
 
     Minus infinity instead where not `paired`.
     """
-    row = ops.clip(at, 0, scores.shape[0] - 1)
-    inside = ops.equal(row, at)
-    column = ops.arange(ops.shape(at)[0], dtype=row.dtype)
-    where = ops.stack([row, column], axis=1)
-    there = ops.take_along_axis(scores, row[None], axis=0)[0]
-    there = ops.where(inside, ops.where(paired, 0.0, -np.inf), there)
-    scores = ops.scatter_update(scores, where, there)
+    # Writing single entries, devices would first have to tell each other which.
+    own = ops.equal(ops.arange(scores.shape[0], dtype=at.dtype)[:, None], at)
+    scores = ops.where(own, ops.where(paired, 0.0, -np.inf), scores)
+    inside = (at >= 0) & (at < scores.shape[0])
     return scores, ops.cast(inside, scores.dtype)[None]

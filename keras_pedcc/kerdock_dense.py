@@ -44,8 +44,9 @@ class KerdockDense(CosineDense):
         inputs: Float tensor, shape `(batch, dim)`.
 
     Attributes:
-        centroids: The centroids as signs: an argument of `nearest_classes`, and an
-            array of shape `(num_classes, dim)` for `numpy.asarray`.
+        centroids: The centroids as signs, once the layer is built: an argument of
+            `nearest_classes`, and for `numpy.asarray` an array of shape
+            `(num_classes, dim)`.
 
     Returns:
         As `CosineDense`: a dict of `"features"` and `"logits"`, the logits alone, or
@@ -80,6 +81,8 @@ class KerdockDense(CosineDense):
         block_size=BLOCK_SIZE,
         **kwargs,
     ):
+        kwargs.setdefault("trainable", False)
+        _refuse_others(kwargs)
         super().__init__(
             num_classes,
             return_features=return_features,
@@ -114,6 +117,11 @@ class KerdockDense(CosineDense):
 
     @property
     def centroids(self):
+        if not self.built:
+            raise ValueError(
+                "`centroids` are there once the layer is built. Received: layer "
+                f"{self.name!r}, not built. Call it, or build((None, dim)), before."
+            )
         parts = map(ops.convert_to_tensor, self._parts)
         return KerdockCentroids(self.num_classes, self.dim, *parts)
 
@@ -147,9 +155,27 @@ class KerdockDense(CosineDense):
         return self.centroids.cosines(features)
 
 
+def _refuse_others(kwargs):
+    """Raises for arguments of other heads, which this one would not follow."""
+    others = ["sampling_rate", "centroids_dtype", "kernel_initializer"]
+    others += ["method", "centroids"]
+    given = [name for name in others if kwargs.get(name) is not None]
+    if given:
+        raise ValueError(
+            "`KerdockDense` has Kerdock's vectors, frozen, held as signs, and takes "
+            f"all classes at every step. Received: {given[0]}={kwargs[given[0]]!r}. "
+            f"Leave `{given[0]}` out, or use `PEDCCDense`."
+        )
+
+
 def _check_number(num_classes, dim):
+    if dim < 4:
+        raise ValueError(
+            "Kerdock's vectors have 4 dimensions or more. Received: an input of "
+            f"{dim} features. Make the layer before the head wider."
+        )
     least, most = 2 * kerdock_dim(dim), union_capacity(dim)
-    if dim < 4 or not least < num_classes <= most:
+    if not least < num_classes <= most:
         raise ValueError(
             "`num_classes` must be more than twice the largest power of two up to "
             "`dim`, and no more than Kerdock's and Gold's sets have vectors. Received: "

@@ -228,6 +228,18 @@ def test_devices_send_no_cosines_and_no_centroids(samples, streaming, trainable,
     assert [each for each in rest if each[2]] == []  # else each block would send some
 
 
+@pytest.mark.parametrize("rows", [None, 2])
+def test_kerdock_head_sends_the_gradients_alone(samples, rows):
+    distribute(rows)
+    inputs = keras.Input((INPUTS,))
+    head = keras_pedcc.KerdockDense(CLASSES + 1, streaming=True, block_size=32)
+    model = PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs)))
+    model.compile("sgd", PEDCCLoss("auto"))
+    arrays = sent(class_parallel.compiled_step(model, *samples))
+    assert [each for each in arrays if each[2]] == []
+    assert {kind for kind, *_ in arrays} == {"all-reduce"}
+
+
 @pytest.mark.parametrize("rows", [None, 1, 2])
 def test_memory_of_the_step_is_that_of_the_share(samples, rows):
     classes, block, dim = 2**16, 256, 32

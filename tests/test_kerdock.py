@@ -13,7 +13,7 @@ from keras_pedcc.kerdock import KerdockLogits
 
 BATCH = 12
 # Even m, cut within a pair; odd m with dimensions to spare; whole bases; two sets.
-SIZES = [(1235, 64), (501, 35), (512, 16), (2080, 16)]
+SIZES = [(1235, 64), (501, 35), (512, 16), (2080, 16), (23, 4)]
 LOSSES = {
     "pedcc": (
         lambda y, z: losses.pedcc_loss(y, z, scale=15),
@@ -134,6 +134,44 @@ def test_value_is_exact_where_the_own_class_is_reached(scale, rng):
     assert_allclose(found, expected, rtol=1e-4, atol=1e-35)
 
 
+@pytest.mark.parametrize("label", [1234, 1233, 0])
+@pytest.mark.parametrize("scale", [30.0, 150.0, 300.0])
+def test_value_and_gradient_hold_where_the_own_class_is_opposite(label, scale):
+    array, head = array_of(1235, 64), head_of(1235, 64)
+    features = -array[[label]]
+
+    def loss(x):
+        z = streamed(head, x, 300)
+        return losses.am_softmax_loss([label], z, scale=scale, margin=0.35)
+
+    cosines = features.astype("float64") @ array.T
+    expected = reference.am_softmax(np.array([label]), cosines, scale, 0.35)
+    assert_allclose(loss(ops.convert_to_tensor(features)), expected, rtol=1e-5)
+    slope = gradient_of(loss, features)
+    twin = slope_of(
+        lambda x: reference.am_softmax(
+            np.array([label]), x @ array.T.astype("float64"), scale, 0.35
+        ),
+        features,
+    )
+    np.testing.assert_allclose(slope, twin, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize(("block_size", "bases"), [(1, 1), (129, 2), (256, 2)])
+def test_blocks_are_whole_bases(monkeypatch, block_size, bases, rng):
+    features, labels = draw(rng, 1235, 64)
+    head, seen = head_of(1235, 64), []
+    products = keras_pedcc.kerdock.KerdockCentroids.products
+
+    def watched(self, signs, x):
+        seen.append(signs.shape[0])
+        return products(self, signs, x)
+
+    monkeypatch.setattr(keras_pedcc.kerdock.KerdockCentroids, "products", watched)
+    losses.pedcc_loss(labels, streamed(head, features, block_size))
+    assert seen[0] == bases
+
+
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
 @pytest.mark.parametrize("block_size", [1, 10_000])
 def test_rank_counts_the_nearer_classes(num_classes, dim, block_size, rng):
@@ -163,7 +201,7 @@ def test_features_outside_the_span_and_nan_are_as_with_the_array(label):
 @pytest.mark.parametrize("k", [1, 7, 400])
 def test_nearest_classes_are_those_of_the_array(num_classes, dim, k, rng):
     features, _ = draw(rng, num_classes, dim)
-    head = head_of(num_classes, dim)
+    head, k = head_of(num_classes, dim), min(k, num_classes)
     cosines, classes = keras_pedcc.nearest_classes(
         features, head.centroids, k, block_size=100
     )
@@ -245,8 +283,42 @@ def test_lengths_are_returned_when_asked_for():
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(32, 16), (2081, 16), (9, 3)])
 def test_number_of_classes_out_of_range_is_refused(num_classes, dim):
-    with pytest.raises(ValueError, match=rf"num_classes={num_classes}, with an input"):
+    told = "dimensions or more" if dim < 4 else f"num_classes={num_classes}, with an"
+    with pytest.raises(ValueError, match=told):
         KerdockDense(num_classes)(np.ones((2, dim), "float32"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"sampling_rate": 0.1}, {"centroids_dtype": "bfloat16"}, {"method": "kerdock"}],
+)
+def test_arguments_of_other_heads_are_refused(given):
+    [name] = given
+    with pytest.raises(ValueError, match=f"Received: {name}="):
+        KerdockDense(1000, **given)
+
+
+def test_centroids_are_there_once_the_layer_is_built():
+    head = KerdockDense(1000, name="mine")
+    with pytest.raises(ValueError, match=r"once the layer is built.* 'mine'"):
+        _ = head.centroids
+    head.build((None, 64))
+    assert "shape=(1000, 64)" in repr(head.centroids)
+    with pytest.raises(ValueError, match="never shared"):
+        head.centroids.__array__(copy=False)
+
+
+def test_float64_is_kept(rng):
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("others compute in float32 here")
+    features = rng.standard_normal((4, 35))
+    logits = KerdockDense(501, dtype="float64", return_features=False)(features)
+    plain = PEDCCDense(501, method="kerdock", dtype="float64", return_features=False)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    array = array_of(501, 35).astype("float64")
+    array /= np.linalg.norm(array, axis=1, keepdims=True)
+    np.testing.assert_allclose(logits, unit @ array.T, atol=1e-14)
+    assert_allclose(plain(features), numpy_of(logits), atol=1e-14)
 
 
 def test_finetuning_says_what_to_do_instead():
