@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python reliability/soak.py --steps 20000 --result FILE
 
-For each dtype policy a small network is trained by `fit`, half of the steps with frozen
-centroids and half with trained ones. Of the batches every second one is spoilt: some
+For each dtype policy a small network is trained by `fit`, its gradients clipped to
+length 1, half of the steps with frozen centroids and half with trained ones. Of the batches every second one is spoilt: some
 features times a huge or tiny number or zero, all images times 255, or divided by it
 (16 in float16), one image throughout with many labels, one class alone, one sample
 alone. Nothing may become NaN; from the second epoch of each half on, no function may be
@@ -95,7 +95,10 @@ def make_model(head):
     if x.dtype == "float16":
         x = keras.ops.clip(x, -6e4, 6e4)  # infinite ones give NaN, as documented
     model = Counting((images, factors), heads[head]()(x))
-    model.compile(keras.optimizers.SGD(0.02, momentum=0.9), keras_pedcc.PEDCCLoss())
+    model.compile(
+        keras.optimizers.SGD(0.02, momentum=0.9, global_clipnorm=1.0),
+        keras_pedcc.PEDCCLoss(),
+    )
     return model
 
 

@@ -83,7 +83,7 @@ def test_logits_are_cosines(num_classes, dim, rng):
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
-@pytest.mark.parametrize("block_size", [1, 300, 10_000])
+@pytest.mark.parametrize("block_size", [1, 10_000])
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_is_that_of_the_formula(num_classes, dim, block_size, name, rng):
     features, labels = draw(rng, num_classes, dim)
