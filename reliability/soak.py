@@ -3,12 +3,12 @@
     KERAS_BACKEND=jax python reliability/soak.py --steps 20000 --result FILE
 
 For each dtype policy a small network is trained by `fit`, its gradients clipped to
-length 1, half of the steps with frozen centroids and half with trained ones. Of the batches every second one is spoilt: some
-features times a huge or tiny number or zero, all images times 255, or divided by it
-(16 in float16), one image throughout with many labels, one class alone, one sample
-alone. Nothing may become NaN; from the second epoch of each half on, no function may be
-compiled anew and the process may grow by `--growth` MiB at most; and the network must
-have learned.
+length 1, half of the steps with frozen centroids and half with trained ones. Of the
+batches every second one is spoilt: some features times a huge or tiny number or zero,
+all images times 255, or divided by it (16 in float16), one image throughout with many
+labels, one class alone, one sample alone. Nothing may become NaN; from the second epoch
+of each half on, no function may be compiled anew and the process may grow by `--growth`
+MiB at most; and the network must have learned.
 """
 
 import argparse
