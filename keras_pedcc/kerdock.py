@@ -93,8 +93,8 @@ class KerdockCentroids:
     def _across(self, parts):
         """`H_r / sqrt(d)` over the second axis of `(bases, r, q, batch)`."""
         outer = ops.cast(self.outer, parts.dtype)
-        if keras.backend.backend() == "jax":
-            # Batches that are cut over devices stay an axis of their own.
+        if keras.distribution.distribution() is not None:
+            # A batch that is cut over devices stays an axis of its own; slower on one.
             return ops.einsum("ts,bsqn->btqn", outer, parts)
         merged = ops.reshape(parts, (parts.shape[0], self.r, -1))
         return ops.reshape(ops.matmul(outer, merged), ops.shape(parts))
