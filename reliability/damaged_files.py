@@ -311,13 +311,7 @@ def try_kind(record, name, folder, number, seed):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--damages", type=int, default=2_000, help="of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--result", help="JSON file for what was tried")
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     if options.work:
         name, folder, *numbers = options.work
         for outcome in work(KINDS[name], folder, *map(int, numbers)):
@@ -333,6 +327,16 @@ def main(arguments=None):
             try_kind(record, name, path, options.damages, options.seed)
     record.write(options.result)
     return record
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--damages", type=int, default=2_000, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", help="JSON file for what was tried")
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

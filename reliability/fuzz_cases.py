@@ -30,6 +30,8 @@ OF_NORMS = ("a_softmax", "l_softmax", "center")  # those that need a head's dict
 PLACES = ("random", "own", "opposite", "duplicates", "zero", "signs", "equal")
 # Keras multiplies, and compares, in float32 on JAX and PyTorch.
 PRECISE = keras.backend.backend() == "tensorflow"
+# Spacing of cosines that are asked for in float64.
+COSINE = np.finfo("float64" if PRECISE else "float32").eps
 LABEL_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
