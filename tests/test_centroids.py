@@ -56,6 +56,21 @@ def test_rotation_is_orthonormal_also_where_gauss_is_nearly_singular():
             np.testing.assert_allclose(rows @ rows.T, np.eye(shape[1]), atol=1e-9)
 
 
+def test_both_ways_to_a_rotation_agree(rng):
+    gauss = rng.standard_normal((12, 8))
+
+    class Drawn:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def standard_normal(self, shape):
+            return self.factor * gauss
+
+    # So short that it seems singular; the length of the draw does not matter.
+    long, short = (constructions.random_rotation(Drawn(f), 12, 8) for f in (1.0, 1e-3))
+    np.testing.assert_allclose(short, long, atol=1e-9)
+
+
 def test_polygon_is_regular():
     cosines = cosines_of_pairs(generate_pedcc(7, 2))
     assert cosines.max() == pytest.approx(np.cos(2 * np.pi / 7), abs=1e-6)
