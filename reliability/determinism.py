@@ -187,9 +187,7 @@ def work(options):
 def results_of(path, *flags):
     """What a process of its own has written."""
     command = [sys.executable, __file__, "--work", str(path), *flags]
-    variables = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    variables["PYTHONPATH"] = str(ROOT)
-    subprocess.run(command, check=True, env=variables)
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 

@@ -375,6 +375,23 @@ def test_settings_of_a_second_callback_count():
     assert float(plain.learning_rate) == pytest.approx(1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
+def test_momentum_of_centroids_survives_freezing_and_loading(tmp_path):
+    def callback():
+        return FinetuneCallback(0, optimizer=keras.optimizers.SGD(1e-2, momentum=0.5))
+
+    model = make_model()
+    fit(model, 1, [callback()])
+    model.get_layer("head").trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fit(loaded, 0, [callback()])
+    velocity = state_of(model.optimizer.centroid_optimizer.variables)[2]
+    assert np.abs(velocity).max() > 0
+    found = state_of(loaded.optimizer.centroid_optimizer.variables)[2]
+    np.testing.assert_array_equal(found, velocity)
+
+
 def test_nan_stops_training_after_the_unfreezing():
     images, labels = make_data()
     images[5] = np.nan

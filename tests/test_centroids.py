@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from reference import cosines_of_pairs, coulomb_energy
+from tensors import assert_allclose, slope_of
 
 import keras_pedcc
 from keras_pedcc import centroid_report, constructions, generate_pedcc, relaxation
@@ -55,6 +56,21 @@ def test_rotation_is_orthonormal_also_where_gauss_is_nearly_singular():
             np.testing.assert_allclose(rows @ rows.T, np.eye(shape[1]), atol=1e-9)
 
 
+def test_both_ways_to_a_rotation_agree(rng):
+    gauss = rng.standard_normal((12, 8))
+
+    class Drawn:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def standard_normal(self, shape):
+            return self.factor * gauss
+
+    # So short that it seems singular; the length of the draw does not matter.
+    long, short = (constructions.random_rotation(Drawn(f), 12, 8) for f in (1.0, 1e-3))
+    np.testing.assert_allclose(short, long, atol=1e-9)
+
+
 def test_polygon_is_regular():
     cosines = cosines_of_pairs(generate_pedcc(7, 2))
     assert cosines.max() == pytest.approx(np.cos(2 * np.pi / 7), abs=1e-6)
@@ -99,6 +115,41 @@ def test_energy_gradient_is_zero_at_rest(num_classes, exponent):
     force = np.sum(apart * squared[..., None] ** (-exponent / 2 - 1), axis=1)
     along = force - np.sum(force * points, axis=1)[:, None] * points
     assert np.abs(along).max() < 1e-3 * np.abs(force).max()
+
+
+def soft_largest_cosine(points, sharpness):
+    cosines = points @ points.T - 1e9 * np.eye(len(points))
+    return np.log(np.sum(np.exp(sharpness * cosines))) / sharpness
+
+
+@pytest.mark.parametrize(
+    ("objective", "twin", "parameter"),
+    [
+        (relaxation._energy, lambda points, _: coulomb_energy(points), 1.0),
+        (relaxation._soft_largest_cosine, soft_largest_cosine, 8.0),
+    ],
+)
+def test_descent_follows_the_slope_along_the_sphere(rng, objective, twin, parameter):
+    points = rng.standard_normal((6, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    top = np.full((1, 1, 1), cosines_of_pairs(points).max(), "float32")
+    given = keras.ops.convert_to_tensor(points[None].astype("float32"))
+    value, gradient, *_ = objective(given, keras.ops.convert_to_tensor(top), parameter)
+
+    def on_the_sphere(x):
+        return twin(x / np.linalg.norm(x, axis=1, keepdims=True), parameter)
+
+    assert_allclose(value[0], twin(points, parameter), rtol=1e-5)
+    assert_allclose(gradient[0], slope_of(on_the_sphere, points), rtol=1e-3, atol=1e-4)
+
+
+def test_energy_never_rises_with_more_steps():
+    energies = [
+        coulomb_energy(make(30, 3, method="energy", starts=1, steps=steps))
+        for steps in range(1, 16)
+    ]
+    assert np.max(np.diff(energies)) < 1e-3
+    assert energies[-1] < energies[0] - 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,13 @@ def test_fault_can_be_put_into_the_package(fault):
     compile(mutants.broken(source, fault), fault["file"], "exec")
 
 
+@pytest.mark.parametrize("fault", mutants.load_faults(), ids=mutants.title)
+def test_tests_of_a_fault_are_there(fault):
+    for name in fault["tests"]:
+        file, _, function = name.partition("::")
+        assert f"def {function}" in pathlib.Path(__file__).with_name(file).read_text()
+
+
 def test_fault_that_fits_nowhere_is_refused():
     fault = {"file": "labels.py", "old": "no such text", "new": ""}
     with pytest.raises(ValueError, match=r"must occur once\. Received: 0 times"):
