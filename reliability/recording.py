@@ -39,7 +39,10 @@ class Record:
         sys.path.insert(0, str(ROOT / "examples"))
         from image_experiment.reporting import environment
 
-        flags = [flag for flag in sys.argv[1:] if flag not in ("--result", str(path))]
+        flags = sys.argv[1:]
+        if "--result" in flags:
+            at = flags.index("--result")
+            flags = flags[:at] + flags[at + 2 :]
         script = pathlib.Path(sys.argv[0]).name
         result = {
             "what": self.what,
@@ -52,4 +55,5 @@ class Record:
             "seconds": round(seconds, 1),
             "environment": environment(),
         }
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(path).write_text(json.dumps(result, indent=1) + "\n")
