@@ -5,6 +5,7 @@ import sys
 
 import keras
 import pytest
+from tensors import only_once
 
 from reliability import compatibility
 
@@ -17,6 +18,7 @@ def run(folder, test):
     return failed, json.loads((folder / "r.json").read_text())
 
 
+@only_once
 @pytest.mark.slow
 def test_a_suite_that_fails_is_told(tmp_path):
     failed, result = run(tmp_path, "def test_one(): pass\ndef test_two(): assert 0")
@@ -27,6 +29,7 @@ def test_a_suite_that_fails_is_told(tmp_path):
     assert cell["keras"] == keras.__version__
 
 
+@only_once
 @pytest.mark.slow
 def test_a_suite_that_does_not_start_is_told(tmp_path):
     failed, _ = run(tmp_path, "import what_there_is_not")

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from tensors import only_once
 
 from reliability import determinism
 
@@ -20,6 +21,7 @@ def test_what_differs_is_told_by_case():
     assert found == {"a": ["y"], "b": ["x"], "c": ["x"]}
 
 
+@only_once
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["sampled, float32, unfrozen", "generate_pedcc, m"])
 def test_two_processes_agree_bit_for_bit(tmp_path, only):

@@ -2,11 +2,17 @@
 
 import json
 
+import keras
 import pytest
 
 from reliability import kills
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        keras.backend.backend() == "torch", reason="long; two backends will do"
+    ),
+]
 
 
 @pytest.mark.parametrize("of", ["training", "files"])

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from tensors import only_once
 
 from reliability import soak
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, only_once]
 
 
 @pytest.mark.parametrize("head", ["pedcc", "streaming", "kerdock"])
