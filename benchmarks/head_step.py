@@ -7,8 +7,9 @@ trainable weight, and the update of these weights by SGD with momentum 0.9, as t
 paper trains; compiled on TensorFlow and JAX, eager on PyTorch. Frozen centroids
 are not updated. `--no-update` leaves the update out for all.
 `dense` is a Dense layer with sparse cross entropy, `pedcc` a PEDCCDense with
-PEDCC-Loss that gives all cosines, `streaming` one that leaves them to the loss. They
-take alternating steps in one process; the medians and their ratios are printed as JSON.
+PEDCC-Loss that gives all cosines, `streaming` one that leaves them to the loss, and
+`kerdock` a KerdockDense that does, where there are classes enough. They take
+alternating steps in one process; the medians and their ratios are printed as JSON.
 """
 
 import argparse
@@ -121,14 +122,14 @@ def compare(num_classes, batch, dim, steps, update):
     centroids = rng.standard_normal((num_classes, dim), dtype="float32")
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     cases = {"dense": (keras.layers.Dense(num_classes), dense, entropy)}
-    for name, forward, loss in (
-        ("pedcc", whole, keras_pedcc.PEDCCLoss()),
-        ("streaming", streamed, streamed_loss),
-    ):
-        head = keras_pedcc.PEDCCDense(
-            num_classes, centroids=centroids, streaming=name == "streaming"
-        )
-        cases[name] = (head, forward, loss)
+    given = {"centroids": centroids}
+    head = keras_pedcc.PEDCCDense(num_classes, **given, streaming=False)
+    cases["pedcc"] = (head, whole, keras_pedcc.PEDCCLoss())
+    head = keras_pedcc.PEDCCDense(num_classes, **given, streaming=True)
+    cases["streaming"] = (head, streamed, streamed_loss)
+    if num_classes > 2 * dim:
+        head = keras_pedcc.KerdockDense(num_classes, streaming=True)
+        cases["kerdock"] = (head, streamed, streamed_loss)
     step = {}
     for name, (head, forward, loss) in cases.items():
         head.build((batch, dim))

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import sys
 import time
 
@@ -47,7 +48,7 @@ class Record:
         result = {
             "what": self.what,
             "claim": self.claim,
-            "command": " ".join(["python", f"reliability/{script}", *flags]),
+            "command": shlex.join(["python", f"reliability/{script}", *flags]),
             "tried": self.tried,
             "failed": len(self.failures),
             "failures": self.failures[:20],

@@ -51,7 +51,7 @@ def row(result, mended):
         f"{result['tried']:,}",
         f"{result['failed']:,}",
         "; ".join(mended.get(script, [])) or "nothing",
-        f"`{result['command']}`",
+        f"`KERAS_BACKEND={result['environment']['backend']} {result['command']}`",
     ]
     return "| " + " | ".join(cells) + " |\n"
 
