@@ -216,8 +216,17 @@ def _without(scores, at, paired):
 
     Minus infinity instead where not `paired`.
     """
-    # Writing single entries, devices would first have to tell each other which.
-    own = ops.equal(ops.arange(scores.shape[0], dtype=at.dtype)[:, None], at)
-    scores = ops.where(own, ops.where(paired, 0.0, -np.inf), scores)
     inside = (at >= 0) & (at < scores.shape[0])
+    instead = ops.where(paired, 0.0, -np.inf)
+    if keras.distribution.distribution() is not None:
+        # Writing single entries, devices would first have to tell each other which.
+        own = ops.equal(ops.arange(scores.shape[0], dtype=at.dtype)[:, None], at)
+        scores = ops.where(own, instead, scores)
+        return scores, ops.cast(inside, scores.dtype)[None]
+    row = ops.clip(at, 0, scores.shape[0] - 1)
+    column = ops.arange(ops.shape(at)[0], dtype=row.dtype)
+    where = ops.stack([row, column], axis=1)
+    there = ops.take_along_axis(scores, row[None], axis=0)[0]
+    there = ops.where(inside, ops.cast(instead, scores.dtype), there)
+    scores = ops.scatter_update(scores, where, there)
     return scores, ops.cast(inside, scores.dtype)[None]
