@@ -4,10 +4,10 @@ from keras_pedcc.assignment import assign_classes
 from keras_pedcc.backup import AtomicBackup
 from keras_pedcc.callbacks import FinetuneCallback
 from keras_pedcc.centroids import generate_pedcc
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.heads import CenterDense, ProductDense
 from keras_pedcc.kerdock_dense import KerdockDense
-from keras_pedcc.layers import CosineDense
 from keras_pedcc.loading import load_model
 from keras_pedcc.losses import (
     AMSoftmaxLoss,

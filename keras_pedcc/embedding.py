@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 from keras_pedcc.checks import check_whole, rows_without_direction
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.heads import CenterDense
-from keras_pedcc.layers import CosineDense
 from keras_pedcc.optimizers import strategy_scope
 from keras_pedcc.replicas import number_of_replicas
 from keras_pedcc.verification import (

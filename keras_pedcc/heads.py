@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_pedcc.checks import check_dim, check_whole
-from keras_pedcc.layers import CosineDense, use_full_precision
+from keras_pedcc.cosine_dense import CosineDense, use_full_precision
 from keras_pedcc.vectors import lengths, unit_vectors
 
 

@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_pedcc.checks import check_dim, check_whole
 from keras_pedcc.constructions import kerdock_dim, kerdock_signs, union_capacity
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.kerdock import KerdockCentroids, KerdockLogits
-from keras_pedcc.layers import CosineDense
 from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
 
 

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.labels import check_labels
-from keras_pedcc.layers import CosineDense
 from keras_pedcc.replicas import number_of_replicas
 from keras_pedcc.streamed_training import (
     StreamedLoss,

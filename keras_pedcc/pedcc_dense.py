@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.frozen import UnitRows, frozen_cosines
-from keras_pedcc.layers import CosineDense
 from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
 from keras_pedcc.vectors import cosines
 

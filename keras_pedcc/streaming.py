@@ -269,7 +269,7 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     is_weight = isinstance(centroids, keras.Variable)
     layout = class_layout(centroids.path) if is_weight else None
     features = ops.convert_to_tensor(features)
-    if not hasattr(centroids, "cosines"):  # of `KerdockDense`
+    if not _are_signs(centroids):
         centroids = ops.convert_to_tensor(centroids)
     _check_search(features, centroids, k)
     if keras.backend.standardize_dtype(features.dtype) != "float64":
@@ -280,11 +280,16 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     return _best_of_parts(layout, features, centroids, k, block_size)
 
 
+def _are_signs(centroids):
+    """Whether they are those of a `KerdockDense`, which has no array of them."""
+    return hasattr(centroids, "cosines")
+
+
 def _best(features, centroids, k, block_size):
     number = centroids.shape[0]
     # First the largest possible block that cannot leave fewer than k behind.
     size = max(block_size, k)
-    if hasattr(centroids, "cosines"):
+    if _are_signs(centroids):
         size = -(-size // (2 * centroids.d)) * 2 * centroids.d
     size = min(size, number)
     best = _best_of_block(features, centroids, 0, size, k)
@@ -308,7 +313,7 @@ def _best_of_parts(layout, features, centroids, k, block_size):
 
 
 def _best_of_block(features, centroids, start, size, k):
-    if hasattr(centroids, "cosines"):
+    if _are_signs(centroids):
         cosines = centroids.cosines(features, start, size)
     else:
         rows = _rows(centroids, start, size, features.dtype)

@@ -4,7 +4,7 @@ import keras
 
 from keras_pedcc.callbacks import rebuild_functions
 from keras_pedcc.checks import check_whole
-from keras_pedcc.layers import CosineDense
+from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.losses.arguments import check_range
 from keras_pedcc.optimizers import strategy_scope
 

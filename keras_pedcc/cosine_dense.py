@@ -1,4 +1,4 @@
-"""Classification heads that give the cosine between features and class centroids."""
+"""The head that gives the cosine between features and class centroids."""
 
 import keras
 from keras import ops
