@@ -153,7 +153,7 @@ class CosineDense(keras.layers.Layer):
             return self._sample(features)
         return StreamedLogits(
             features,
-            ops.convert_to_tensor(self.centroids),
+            self._values(training),
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
@@ -234,8 +234,12 @@ class CosineDense(keras.layers.Layer):
         check_layout(self, self._layout)
 
     def _logits(self, features, training):
-        centroids = ops.cast(ops.convert_to_tensor(self.centroids), features.dtype)
+        centroids = ops.cast(self._values(training), features.dtype)
         return self._cosines(features, centroids, training)
+
+    def _values(self, training):
+        """The centroids as a tensor."""
+        return ops.convert_to_tensor(self.centroids)
 
     def _cosines(self, features, centroids, training):
         return cosines(features, centroids)

@@ -11,7 +11,7 @@ from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
-from keras_pedcc.vectors import cosines
+from keras_pedcc.vectors import cosines, with_fixed_mean
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -58,6 +58,14 @@ class PEDCCDense(CosineDense):
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
+        keep_mean: bool. Whether the mean of the centroids stays where it is while they
+            are trained, at the origin for those made here: the gradient of each loses
+            the mean of all, `g_j - 1 / C sum_i g_i`, that with respect to its direction
+            and that with respect to the weight. Else the second part of `PEDCCLoss`,
+            eq. 9, can pull all centroids and features into one direction before
+            anything is learned. Exact for SGD with or without momentum. `None`: as
+            `trainable` is here, so not where centroids are trained late, as in the
+            paper. Not with `sampling_rate`.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
             `keras.layers.Layer`.
 
@@ -77,7 +85,7 @@ class PEDCCDense(CosineDense):
             another shape, a NaN, or a row of zeros; a norm is asked for without
             features, or streaming with a norm or without features; `block_size` is
             below 1; `sampling_rate` is outside (0, 1], or given to a head that does
-            not stream.
+            not stream, or with `keep_mean`.
 
     Example:
 
@@ -102,6 +110,7 @@ class PEDCCDense(CosineDense):
         block_size=BLOCK_SIZE,
         sampling_rate=None,
         centroids_dtype=None,
+        keep_mean=None,
         **kwargs,
     ):
         kwargs.setdefault("trainable", False)
@@ -124,6 +133,7 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
+        self.keep_mean = _check_keep_mean(keep_mean, kwargs["trainable"], sampling_rate)
         dtype = self.centroids_dtype or self.variable_dtype
         self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
@@ -176,6 +186,7 @@ class PEDCCDense(CosineDense):
         del config["kernel_initializer"]
         config["seed"] = self.seed
         config["method"] = self.method
+        config["keep_mean"] = self.keep_mean
         config["centroids"] = None if self._source is None else "saved"
         return config
 
@@ -185,6 +196,12 @@ class PEDCCDense(CosineDense):
             return self.streaming is not False
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= STREAMING_FROM
+
+    def _values(self, training):
+        values = super()._values(training)
+        if training and self.trainable and self.keep_mean:
+            return with_fixed_mean(ops.cast(values, self.compute_dtype))
+        return values
 
     def _cosines(self, features, centroids, training):
         if training and not self.trainable and self._layout is None:
@@ -252,6 +269,18 @@ def _let_tapes_watch(variable):
         value = variable.value
         for replica in getattr(value, "values", [value]):
             replica._trainable = True
+
+
+def _check_keep_mean(keep_mean, trainable, sampling_rate):
+    if keep_mean is None:
+        return bool(trainable) and sampling_rate is None
+    if keep_mean and sampling_rate is not None:
+        raise ValueError(
+            "`keep_mean` moves all centroids at each step, `sampling_rate` those of a "
+            f"few classes. Received: keep_mean={keep_mean}, sampling_rate="
+            f"{sampling_rate}. Leave one of them out."
+        )
+    return bool(keep_mean)
 
 
 def _check_source(centroids, num_classes, dtype):

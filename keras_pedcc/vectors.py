@@ -75,3 +75,25 @@ def cosines(features, centroids):
     set at any time. A row shorter than 1e-6 is divided by 1e-6.
     """
     return products(features, centroids) * inverse_lengths(centroids)
+
+
+def with_fixed_mean(rows):
+    """`v / |v|` of each row, with gradients that do not move the rows together.
+
+    What all unit vectors would have in common is taken from their gradients, and what
+    all rows have in common then, which lengths that differ bring back:
+    `g_j - 1 / n sum_i g_i`, both times.
+
+    Args:
+        rows: Float tensor, shape `(n, dim)`.
+
+    Returns:
+        Tensor of the same shape and dtype.
+    """
+    return _centered(unit_vectors(_centered(rows)))
+
+
+def _centered(rows):
+    """The same rows; their gradients without the mean over the rows."""
+    mean = ops.mean(rows, axis=0, keepdims=True)
+    return rows + (ops.stop_gradient(mean) - mean)

@@ -38,7 +38,7 @@ CASES = [
     (keras_pedcc.CosineDense, [NORMED, SAMPLED, {"return_features": False}]),
     (
         keras_pedcc.PEDCCDense,
-        [NORMED, SAMPLED, BARE, {"seed": 3, "method": "random"}],
+        [NORMED, SAMPLED, BARE, {"seed": 3, "method": "random", "keep_mean": True}],
     ),
     (
         keras_pedcc.KerdockDense,

@@ -1,0 +1,119 @@
+"""Trained centroids whose mean stays where it is."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from tensors import assert_allclose, gradient_of, numpy_of
+
+from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
+from keras_pedcc.vectors import with_fixed_mean
+
+CLASSES, DIM = 7, 10
+STREAMING = {"streaming": True, "block_size": 3}
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((64, 5)).astype("float32")
+
+
+@pytest.fixture
+def labels(rng):
+    return rng.integers(0, CLASSES, 64)
+
+
+def trained(images, labels, *, epochs=1, callbacks=(), momentum=0.9, **arguments):
+    """The centroids of a head before and after training."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(images.shape[1:])
+    head = PEDCCDense(CLASSES, **arguments)
+    model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))
+    before = numpy_of(head.centroids).astype("float64")
+    model.compile(keras.optimizers.SGD(0.05, momentum), PEDCCLoss())
+    model.fit(
+        images, labels, 16, epochs, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    return before, numpy_of(head.centroids).astype("float64")
+
+
+def mean_cosine(centroids):
+    """Mean of the cosines between different centroids."""
+    unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    return ((unit @ unit.T).sum() - len(unit)) / (len(unit) * (len(unit) - 1))
+
+
+def test_values_are_unit_vectors_and_gradients_have_no_mean(rng):
+    rows = rng.standard_normal((6, 4)).astype("float32") * 10
+    weights = rng.standard_normal((6, 4)).astype("float32")
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert_allclose(with_fixed_mean(ops.convert_to_tensor(rows)), units, atol=1e-6)
+    scale = ops.convert_to_tensor(weights)
+    slopes = gradient_of(lambda rows: scale * with_fixed_mean(rows), rows)
+    along = weights.astype("float64") - weights.mean(axis=0)
+    along -= units * (units * along).sum(axis=1, keepdims=True)
+    expected = along / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert_allclose(slopes, expected - expected.mean(axis=0), atol=1e-7, rtol=1e-4)
+
+
+def test_streaming_takes_the_same_steps(images, labels):
+    start, whole = trained(images, labels, trainable=True)
+    _, blocks = trained(images, labels, trainable=True, **STREAMING)
+    assert np.abs(whole - start).max() > 0.01
+    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+
+
+def test_mean_stays_while_momentum_builds_up(images, labels, rng):
+    given = rng.standard_normal((CLASSES, DIM)) + 1  # whose mean is not 0
+    arguments = {"centroids": given, "trainable": True, "epochs": 20}
+    before, after = trained(images, labels, **arguments)
+    assert np.abs(after - before).max() > 0.1
+    np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-5)
+
+
+def test_labels_that_cannot_be_learned_do_not_pull_the_centroids_together(rng):
+    # What eq. 9 alone does to them: the loss falls, and every class is the same.
+    images = rng.standard_normal((64, 5)).astype("float32") + 3
+    labels = rng.integers(0, CLASSES, 64)
+    apart = -1 / (CLASSES - 1)
+    _, free = trained(images, labels, epochs=10, trainable=True, keep_mean=False)
+    _, kept = trained(images, labels, epochs=10, trainable=True)
+    assert mean_cosine(free) > 0.9
+    assert mean_cosine(kept) == pytest.approx(apart, abs=0.05)
+
+
+def test_late_training_is_that_of_the_paper_unless_asked(images, labels):
+    late = {"epochs": 3, "callbacks": [FinetuneCallback(1, 0.1)]}
+    before, after = trained(images, labels, **late)
+    assert np.abs((after - before).mean(axis=0)).max() > 1e-3
+    before, after = trained(images, labels, keep_mean=True, **late)
+    assert np.abs(after - before).max() > 1e-2
+    np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({}, False),
+        ({"keep_mean": True}, True),
+        ({"trainable": True}, True),
+        ({"trainable": True, "keep_mean": False}, False),
+        ({"trainable": True, "sampling_rate": 0.5}, False),
+    ],
+)
+def test_config_holds_what_was_decided(arguments, kept):
+    head = PEDCCDense(CLASSES, **arguments)
+    assert head.keep_mean is kept
+    head.trainable = True  # as FinetuneCallback does
+    assert PEDCCDense.from_config(head.get_config()).keep_mean is kept
+
+
+def test_unfrozen_head_gives_the_cosines_it_gave_before(images):
+    head = PEDCCDense(CLASSES, trainable=True, return_features=False)
+    features = ops.convert_to_tensor(np.tile(images, 2))
+    assert_allclose(head(features, training=True), numpy_of(head(features)), atol=1e-6)
+
+
+def test_sampled_classes_cannot_keep_the_mean():
+    with pytest.raises(ValueError, match="Leave one of them out"):
+        PEDCCDense(CLASSES, keep_mean=True, sampling_rate=0.5)
