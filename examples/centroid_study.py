@@ -6,9 +6,9 @@ Trains each recipe on 5 to all training images per class, for the same number of
 steps, and draws the accuracy beside that of cross entropy. Recipes: centroids that
 stay where they are; the paper's late fine-tuning; trained from the first step at a
 rate of their own, or like the rest of the network, from the predefined or from
-random directions, with and without a pull back to the start, the second part of the
-loss, and a smaller margin. A run that is finished is not repeated. Flags that are not
-listed go to every run, see `emnist.py --help`.
+random directions, with and without a fixed mean, a pull back to the start, the second
+part of the loss, and a smaller margin. A run that is finished is not repeated. Flags
+that are not listed go to every run, see `emnist.py --help`.
 """
 
 import argparse
@@ -17,22 +17,27 @@ import json
 import pathlib
 import sys
 
+import numpy as np
 from compare_losses import EXPERIMENTS, Job, command_of, difference, run_all, spread
 from image_experiment.data import BadInputError
 from image_experiment.reporting import environment, write_whole
 
+TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
 RECIPES = {
     "cross entropy": ["--loss", "cross_entropy"],
     "AM-Softmax": ["--loss", "am_softmax"],
-    "AM-Softmax from PEDCC": ["--loss", "pedcc_am", "--centroids", "trained"],
+    "AM-Softmax from PEDCC": ["--loss", "pedcc_am", *TRAINED],
     "frozen": ["--fixed"],
-    "frozen, margin 0.2": ["--fixed", "--margin", "0.2"],
+    "frozen, margin 0.2": ["--fixed", *MILD],
     "late at 0.001": [],
     "from the start at 0.01": ["--finetune-epoch", "0", "--finetune-rate", "0.01"],
     "from the start at 0.1": ["--finetune-epoch", "0", "--finetune-rate", "0.1"],
-    "with the network": ["--centroids", "trained"],
-    "with the network, anchored": ["--centroids", "trained", "--anchor", "0.01"],
-    "with the network, margin 0.2": ["--centroids", "trained", "--margin", "0.2"],
+    "with the network": TRAINED,
+    "with the network, margin 0.2": [*TRAINED, *MILD],
+    "with the network, margin 0.2, lambda 3": [*TRAINED, *MILD, "--mse-weight", "3"],
+    "with the network, margin 0.2, lambda 1": [*TRAINED, *MILD, "--mse-weight", "1"],
+    "with the network, mean not kept": [*TRAINED, "--no-keep-mean"],
+    "with the network, anchored": [*TRAINED, "--no-keep-mean", "--anchor", "0.01"],
     "with the network, random start": ["--centroids", "random"],
 }
 BASELINE = "cross entropy"
@@ -59,18 +64,18 @@ def main(argv=None):
 
 def make_jobs(args):
     return [
-        make_job(args, recipe, number, seed)
-        for number in args.per_class
+        make_job(args, recipe, number, steps, seed)
+        for number, steps in zip(args.per_class, args.steps, strict=True)
         for seed in args.seeds
         for recipe in args.recipes
     ]
 
 
-def make_job(args, recipe, number, seed):
+def make_job(args, recipe, number, steps, seed):
     """One run; `loss` holds recipe and images per class."""
     images = number * EXPERIMENTS[args.dataset].source.num_classes
-    passes = max(1, round(args.steps * args.batch_size / images / EPOCHS))
-    epochs = max(1, round(args.steps * args.batch_size / images / passes))
+    passes = max(1, round(steps * args.batch_size / images / EPOCHS))
+    epochs = max(1, round(steps * args.batch_size / images / passes))
     name = recipe.replace(" ", "_").replace(",", "")
     folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
     flags = ["--limit", images, "--epochs", epochs, "--passes", passes]
@@ -135,14 +140,20 @@ def as_markdown(study):
     lines += [
         "",
         f"Accuracy (%) on {study['data']['scored_images']:,} "
-        f"{study['data']['scored_on']} of {study['dataset']}, {study['steps']} steps, "
-        "seeds "
+        f"{study['data']['scored_on']} of {study['dataset']}, "
+        f"{steps_of(study)} steps, seeds "
         f"{', '.join(map(str, study['seeds']))}; devices "
         f"{', '.join(place['devices'])} ({place['cpu']}, {place['cpus']} cores), "
         f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
         f"Command: `{study['command']}`",
     ]
     return "\n".join(lines)
+
+
+def steps_of(study):
+    """The steps of the runs in words: one number, or one for each column."""
+    steps = study["steps"] if len(set(study["steps"])) > 1 else study["steps"][:1]
+    return ", ".join(map(str, steps))
 
 
 def draw(study, path):
@@ -182,7 +193,13 @@ def parse_args(argv):
     add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
     add("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="R")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every recipe")
-    add("--steps", type=int, default=600, help="of each run")
+    add(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[600],
+        help="of each run: one number, or one for each of --per-class",
+    )
     add("--batch-size", type=int, default=64, help="images per step")
     add("--learning-rate", type=float, default=0.05, help="of the network")
     add("--jobs", type=int, default=1, help="runs side by side")
@@ -190,11 +207,13 @@ def parse_args(argv):
     args, args.flags = parser.parse_known_args(argv)
     args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
     args.command = command_of("centroid_study", argv)
-    for name in ("jobs", "steps", "batch_size"):
-        if getattr(args, name) < 1:
+    for name in ("jobs", "batch_size", "steps", "per_class"):
+        if np.min(getattr(args, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if min(args.per_class) < 1:
-        parser.error("--per-class must be at least 1")
+    if len(args.steps) == 1:
+        args.steps *= len(args.per_class)
+    if len(args.steps) != len(args.per_class):
+        parser.error("--steps must be one number, or one for each of --per-class")
     return args
 
 

@@ -135,6 +135,32 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert rows["cross entropy"]["5"]["difference"] is None
     assert "| frozen | **90.0** +- 0.0 |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert " 600 steps, seeds 0, 1;" in (tmp_path / "study.md").read_text()
+
+
+def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
+    trained = fake(monkeypatch, lambda job: 0.9)
+    flags = ["--per-class", "5", "100", "--seeds", "0", "--steps", "300", "900"]
+    assert centroid_study.main([*flags, "--output-dir", str(tmp_path)]) == 0
+    for job in trained:
+        args = settings.parse(compare_losses.DIGITS, job.flags)
+        steps = args.epochs * args.passes * args.limit / args.batch_size
+        assert steps == pytest.approx({50: 300, 1000: 900}[args.limit], rel=0.05)
+    assert " 300, 900 steps, seeds 0;" in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--steps", "1", "2"], "one for each of --per-class"),
+        (["--per-class", "5", "0"], "--per-class must be at least 1"),
+    ],
+)
+def test_study_refuses_wrong_numbers(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        centroid_study.main(flags)
+    assert message in capsys.readouterr().err
 
 
 @only_once

@@ -35,6 +35,7 @@ def _cosines(features, num_classes, args):
         num_classes,
         seed=args.centroid_seed,
         trainable=args.centroids == "trained",
+        keep_mean=args.keep_mean,
         name="head",
     )
     outputs = head(features)

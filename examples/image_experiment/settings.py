@@ -180,6 +180,12 @@ def _add_loss(parser, experiment):
         help="a of the penalty a / 2 sum |c - c_0|^2 on centroids that are trained; "
         "not in the paper",
     )
+    add(
+        "--keep-mean",
+        action=argparse.BooleanOptionalAction,
+        help="whether the mean of the centroids stays where it is while they are "
+        "trained; if left out, with --centroids trained. Not in the paper",
+    )
     add("--centroid-seed", type=int, default=0, help="draws the centroids")
     add(
         "--finetune-epoch",
