@@ -153,7 +153,7 @@ class CosineDense(keras.layers.Layer):
             return self._sample(features)
         return StreamedLogits(
             features,
-            self._values(training),
+            self._centroids_for(training),
             trained=self.trainable,
             block_size=self.block_size,
             training=training,
@@ -234,11 +234,11 @@ class CosineDense(keras.layers.Layer):
         check_layout(self, self._layout)
 
     def _logits(self, features, training):
-        centroids = ops.cast(self._values(training), features.dtype)
+        centroids = ops.cast(self._centroids_for(training), features.dtype)
         return self._cosines(features, centroids, training)
 
-    def _values(self, training):
-        """The centroids as a tensor."""
+    def _centroids_for(self, training):
+        """The centroids as a tensor that a step may be taken by."""
         return ops.convert_to_tensor(self.centroids)
 
     def _cosines(self, features, centroids, training):

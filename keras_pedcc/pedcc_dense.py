@@ -59,12 +59,15 @@ class PEDCCDense(CosineDense):
             memory; `None` for that of the policy's variables. Fine-tuning at a small
             rate is lost in the rounding of a short one.
         keep_mean: bool. Whether the mean of the centroids stays where it is while they
-            are trained, at the origin for those made here: the gradient of each loses
-            the mean of all, `g_j - 1 / C sum_i g_i`, that with respect to its direction
-            and that with respect to the weight. Else the second part of `PEDCCLoss`,
-            eq. 9, can pull all centroids and features into one direction before
-            anything is learned. Exact for SGD with or without momentum. `None`: as
-            `trainable` is here, so not where centroids are trained late, as in the
+            are trained: the mean over the classes is taken from their gradients, see
+            `vectors.with_fixed_mean`. Else eq. 9, the second part of `PEDCCLoss`, can
+            pull all centroids and features into one direction before anything is
+            learned. With it this was not seen where classes are about equally
+            frequent; frequent ones still gather where others are rare. It acts in
+            calls with `training=True`, exactly with float32 centroids and SGD,
+            momentum included, without clipping, and takes some memory of the size of
+            the centroids. `None`: True if `trainable=True` is given here to a head
+            that does not stream; so not where centroids are trained late, as in the
             paper. Not with `sampling_rate`.
         **kwargs: `name`, `dtype`, `trainable` (False by default), see
             `keras.layers.Layer`.
@@ -133,7 +136,9 @@ class PEDCCDense(CosineDense):
             )
         self.seed = int(seed)
         self.method = method
-        self.keep_mean = _check_keep_mean(keep_mean, kwargs["trainable"], sampling_rate)
+        if keep_mean is None:
+            keep_mean = kwargs["trainable"] and not self.streams
+        self.keep_mean = _check_keep_mean(keep_mean, sampling_rate)
         dtype = self.centroids_dtype or self.variable_dtype
         self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
@@ -181,6 +186,11 @@ class PEDCCDense(CosineDense):
         super().build_from_config(config)
         self._restoring = False
 
+    @classmethod
+    def from_config(cls, config):
+        # Files of before there was `keep_mean` were trained without it.
+        return super().from_config({"keep_mean": False, **config})
+
     def get_config(self):
         config = super().get_config()
         del config["kernel_initializer"]
@@ -197,8 +207,8 @@ class PEDCCDense(CosineDense):
         plain = self.return_features and not self.return_norm
         return plain and self.num_classes >= STREAMING_FROM
 
-    def _values(self, training):
-        values = super()._values(training)
+    def _centroids_for(self, training):
+        values = super()._centroids_for(training)
         if training and self.trainable and self.keep_mean:
             return with_fixed_mean(ops.cast(values, self.compute_dtype))
         return values
@@ -271,9 +281,7 @@ def _let_tapes_watch(variable):
             replica._trainable = True
 
 
-def _check_keep_mean(keep_mean, trainable, sampling_rate):
-    if keep_mean is None:
-        return bool(trainable) and sampling_rate is None
+def _check_keep_mean(keep_mean, sampling_rate):
     if keep_mean and sampling_rate is not None:
         raise ValueError(
             "`keep_mean` moves all centroids at each step, `sampling_rate` those of a "

@@ -78,11 +78,11 @@ def cosines(features, centroids):
 
 
 def with_fixed_mean(rows):
-    """`v / |v|` of each row, with gradients that do not move the rows together.
+    """`v / |v|` of each row, with gradients that leave the mean of the rows alone.
 
-    What all unit vectors would have in common is taken from their gradients, and what
-    all rows have in common then, which lengths that differ bring back:
-    `g_j - 1 / n sum_i g_i`, both times.
+    From the gradient of each unit vector the mean over the rows is taken,
+    `g_j - 1 / n sum_i g_i`, so that they are not pulled into one direction together;
+    and once more from the gradient of each row, so that their mean cannot move.
 
     Args:
         rows: Float tensor, shape `(n, dim)`.

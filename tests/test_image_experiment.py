@@ -608,6 +608,7 @@ BAD_FLAGS = {
     "decay_epochs": (["--decay-epochs", "-1"], "--decay-epochs must be at least 0"),
     "fixed": (["--fixed", "--centroids", "trained"], "--fixed contradicts"),
     "anchor": (["--anchor", "1", "--centroids", "random"], "--anchor needs"),
+    "kept": (["--keep-mean", "--centroids", "random"], "--keep-mean is for"),
     "both": (["--branch-from", "x", "--fixed"], "leave out --fixed"),
 }
 

@@ -58,7 +58,8 @@ def test_values_are_unit_vectors_and_gradients_have_no_mean(rng):
 
 def test_streaming_takes_the_same_steps(images, labels):
     start, whole = trained(images, labels, trainable=True)
-    _, blocks = trained(images, labels, trainable=True, **STREAMING)
+    arguments = {"trainable": True, "keep_mean": True, **STREAMING}
+    _, blocks = trained(images, labels, **arguments)
     assert np.abs(whole - start).max() > 0.01
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
 
@@ -99,6 +100,8 @@ def test_late_training_is_that_of_the_paper_unless_asked(images, labels):
         ({"trainable": True}, True),
         ({"trainable": True, "keep_mean": False}, False),
         ({"trainable": True, "sampling_rate": 0.5}, False),
+        ({"trainable": True, "streaming": True}, False),
+        ({"trainable": True, "streaming": True, "keep_mean": True}, True),
     ],
 )
 def test_config_holds_what_was_decided(arguments, kept):
@@ -106,6 +109,30 @@ def test_config_holds_what_was_decided(arguments, kept):
     assert head.keep_mean is kept
     head.trainable = True  # as FinetuneCallback does
     assert PEDCCDense.from_config(head.get_config()).keep_mean is kept
+
+
+def test_files_of_before_go_on_as_they_were():
+    config = PEDCCDense(CLASSES, trainable=True).get_config()
+    del config["keep_mean"]
+    assert PEDCCDense.from_config(config).keep_mean is False
+
+
+def test_pull_that_is_common_to_all_hardly_moves_them(rng):
+    # Not to the last bit: the head takes the part along each centroid away before.
+    inputs = keras.Input((64,))
+    image = rng.standard_normal((1, 64)).astype("float32")
+
+    def moved(keep_mean):
+        head = PEDCCDense(
+            47, trainable=True, keep_mean=keep_mean, return_features=False
+        )
+        model = keras.Model(inputs, head(inputs))
+        before = numpy_of(head.centroids)
+        model.compile(keras.optimizers.SGD(1.0), lambda y, cosines: ops.sum(cosines))
+        model.fit(image, np.zeros((1, 1)), verbose=0)
+        return np.linalg.norm(numpy_of(head.centroids) - before)
+
+    assert moved(True) < 0.01 * moved(False)
 
 
 def test_unfrozen_head_gives_the_cosines_it_gave_before(images):

@@ -285,6 +285,11 @@ def _check(experiment, args):
             f"--fixed contradicts --centroids {args.centroids}, which are trained from "
             "the first step: leave one out."
         )
+    if args.keep_mean and (args.fixed or args.centroids == "random"):
+        raise BadInputError(
+            "--keep-mean is for predefined centroids that are trained: leave out "
+            "--fixed and --centroids random."
+        )
     if args.anchor and args.centroids == "random":
         raise BadInputError(
             "--anchor needs predefined centroids to pull back to: leave out "
