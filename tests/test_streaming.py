@@ -303,7 +303,8 @@ def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
     for streaming in (False, True):
         keras.utils.set_random_seed(0)
         metrics = ["accuracy", TOP(3, name="top_3"), TOP(CLASSES, name="all")]
-        model = make_model(streaming, metrics=metrics, trainable=trainable)
+        options = {"trainable": trainable, "keep_mean": trainable}
+        model = make_model(streaming, metrics=metrics, **options)
         found = fit(model, samples, 1)
         logs.append({name: values[-1] for name, values in found.items()})
         logs.append(model.evaluate(*samples, verbose=0, return_dict=True))
