@@ -185,13 +185,21 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Further flags go to every run, as --width 0.25.",
+        epilog="Further flags go to every run, as --width 0.25; emnist.py --help lists "
+        "them.",
     )
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="digits", help="which images")
     add("--data-dir", type=pathlib.Path, help="as of emnist.py; digits need none")
     add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
-    add("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="R")
+    add(
+        "--recipes",
+        nargs="+",
+        default=list(RECIPES),
+        choices=RECIPES,
+        metavar="R",
+        help="names in quotes",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every recipe")
     add(
         "--steps",
