@@ -238,7 +238,7 @@ class CosineDense(keras.layers.Layer):
         return self._cosines(features, centroids, training)
 
     def _centroids_for(self, training):
-        """The centroids as a tensor that a step may be taken by."""
+        """The centroids as a tensor, from which the logits are taken."""
         return ops.convert_to_tensor(self.centroids)
 
     def _cosines(self, features, centroids, training):

@@ -73,7 +73,7 @@ def test_mean_stays_while_momentum_builds_up(images, labels, rng):
 
 
 def test_labels_that_cannot_be_learned_do_not_pull_the_centroids_together(rng):
-    # What eq. 9 alone does to them: the loss falls, and every class is the same.
+    # Where the mean is not kept eq. 9 does: the loss falls, all classes are the same.
     images = rng.standard_normal((112, 5)).astype("float32") + 3
     labels = rng.permutation(112) % CLASSES  # as many of each
     _, free = trained(images, labels, epochs=8, trainable=True, keep_mean=False)
@@ -134,7 +134,7 @@ def test_pull_that_is_common_to_all_hardly_moves_them(rng):
     assert moved(True) < 0.01 * moved(False)
 
 
-def test_unfrozen_head_gives_the_cosines_it_gave_before(images):
+def test_cosines_of_training_are_those_of_evaluation(images):
     head = PEDCCDense(CLASSES, trainable=True, return_features=False)
     features = ops.convert_to_tensor(np.tile(images, 2))
     assert_allclose(head(features, training=True), numpy_of(head(features)), atol=1e-6)
