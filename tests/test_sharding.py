@@ -19,15 +19,18 @@ on_jax = pytest.mark.skipif(
 )
 
 
+def with_devices(number):
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"{flags} --xla_force_host_platform_device_count={number}"
+
+
 @on_jax
 @pytest.mark.slow
 def test_on_four_devices():
-    flags = os.environ.get("XLA_FLAGS", "")
-    flags += " --xla_force_host_platform_device_count=4"
     command = [sys.executable, "-m", "pytest", "-q", str(FOLDER / "four_devices.py")]
     done = subprocess.run(
         command,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": with_devices(4), "JAX_PLATFORMS": "cpu"},
         cwd=FOLDER.parent,
         capture_output=True,
         text=True,
@@ -52,7 +55,7 @@ def together(program, folder, *arguments, number=2):
             "KERAS_DISTRIBUTION_NUM_PROCESSES": str(number),
             "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": with_devices(1),
         }
         with (folder / f"{rank}.log").open("w") as log:
             runs.append(
