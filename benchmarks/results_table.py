@@ -1,7 +1,7 @@
-"""The results of the image experiments, from recorded runs to the README.
+"""The results of the image experiments, from recorded runs to the README and docs/.
 
     python benchmarks/results_table.py            prints the tables
-    python benchmarks/results_table.py --write    puts them into README.md
+    python benchmarks/results_table.py --write    puts them into their pages, and draws
 
 Each file in `benchmarks/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `benchmarks/results/losses/`
@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import centroid_study
 import compare_losses
+import studies
 from cifar100 import CIFAR100
 from emnist import EMNIST
 from image_experiment.losses import WITH_PEDCC
@@ -27,7 +28,6 @@ from image_experiment.settings import flags_of, of_the_run, parse
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = {"cifar100": CIFAR100, "emnist": EMNIST}
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
 NAMES = {
     "hinge": "hinge",
     "cross_entropy": "cross entropy",
@@ -181,19 +181,23 @@ def read(folder):
     return [json.loads(path.read_text()) for path in paths]
 
 
-def blocks():
-    """What belongs between the marks of the README, by their names."""
-    studies = [centroid_study.as_markdown(each) + "\n" for each in read("studies")]
+def pages():
+    """What belongs between the marks of each page, by path and name."""
+    found = read("studies")
+    tables = [centroid_study.as_markdown(each) + "\n" for each in found]
     comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
     return {
-        "image results": table(read("images")),
-        "loss comparison": "\n".join(comparisons),
-        "centroid study": "\n".join(studies),
+        ROOT / "README.md": {
+            "image results": table(read("images")),
+            "loss comparison": "\n".join(comparisons),
+            "centroid study": studies.summary(found),
+        },
+        ROOT / "docs" / "trained_centroids.md": {"studies": "\n".join(tables)},
     }
 
 
 def with_blocks(text, made):
-    """The README with these blocks in the place of those it has."""
+    """A page with these blocks in the place of those it has."""
     for name, block in made.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = text.split(begin)
@@ -203,11 +207,16 @@ def with_blocks(text, made):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
-    if parser.parse_args(argv).write:
-        README.write_text(with_blocks(README.read_text(), blocks()))
-    else:
-        print("\n".join(blocks().values()))
+    add = parser.add_argument
+    add("--write", action="store_true", help="put them into README.md and docs/")
+    args = parser.parse_args(argv)
+    for path, made in pages().items():
+        if args.write:
+            path.write_text(with_blocks(path.read_text(), made))
+        else:
+            print("\n".join(made.values()))
+    if args.write:
+        studies.draw(read("studies"), ROOT / "docs" / "centroid_study.png")
 
 
 if __name__ == "__main__":

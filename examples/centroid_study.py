@@ -23,18 +23,21 @@ from image_experiment.data import BadInputError
 from image_experiment.reporting import environment, write_whole
 
 TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
+MILDER, SLOW = [*TRAINED, *MILD, "--mse-weight", "3"], ["--learning-rate", "0.02"]
 RECIPES = {
     "cross entropy": ["--loss", "cross_entropy"],
     "AM-Softmax": ["--loss", "am_softmax"],
     "AM-Softmax from PEDCC": ["--loss", "pedcc_am", *TRAINED],
     "frozen": ["--fixed"],
+    "frozen, rate 0.02": ["--fixed", *SLOW],
     "frozen, margin 0.2": ["--fixed", *MILD],
     "late at 0.001": [],
     "from the start at 0.01": ["--finetune-epoch", "0", "--finetune-rate", "0.01"],
     "from the start at 0.1": ["--finetune-epoch", "0", "--finetune-rate", "0.1"],
     "with the network": TRAINED,
     "with the network, margin 0.2": [*TRAINED, *MILD],
-    "with the network, margin 0.2, lambda 3": [*TRAINED, *MILD, "--mse-weight", "3"],
+    "with the network, margin 0.2, lambda 3": MILDER,
+    "with the network, margin 0.2, lambda 3, rate 0.02": [*MILDER, *SLOW],
     "with the network, margin 0.2, lambda 1": [*TRAINED, *MILD, "--mse-weight", "1"],
     "with the network, mean not kept": [*TRAINED, "--no-keep-mean"],
     "with the network, anchored": [*TRAINED, "--no-keep-mean", "--anchor", "0.01"],
@@ -80,7 +83,8 @@ def make_job(args, recipe, number, steps, seed):
     folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
     flags = ["--limit", images, "--epochs", epochs, "--passes", passes]
     flags += ["--batch-size", args.batch_size]
-    flags += ["--schedule", "cosine", "--learning-rate", args.learning_rate]
+    rate = rate_of(recipe, args)
+    flags += ["--schedule", "cosine", "--learning-rate", rate]
     flags += RECIPES[recipe]
     flags += ["--seed", seed, *args.flags, "--output-dir", folder, "--resume"]
     flags += ["--verbose", "0", "--no-figures", "--score", "last"]
@@ -88,7 +92,15 @@ def make_job(args, recipe, number, steps, seed):
         flags += ["--data-dir", args.data_dir]
     flags = tuple(map(str, flags))
     name = f"{recipe} | {number}"
-    return Job(name, seed, args.learning_rate, args.dataset, str(folder), flags)
+    return Job(name, seed, rate, args.dataset, str(folder), flags)
+
+
+def rate_of(recipe, args):
+    """The learning rate that the recipe names, else that of all."""
+    flags = RECIPES[recipe]
+    if SLOW[0] in flags:
+        return float(flags[flags.index(SLOW[0]) + 1])
+    return args.learning_rate
 
 
 def summarise(results, args):

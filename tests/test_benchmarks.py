@@ -16,6 +16,7 @@ import compare_losses
 import keras
 import numpy as np
 import pytest
+import studies
 from cifar100 import CIFAR100
 from image_experiment import settings
 from image_experiment.data import Images
@@ -697,3 +698,54 @@ def test_a_case_that_does_not_fit_is_told(capsys):
     row = json.loads(capsys.readouterr().out)
     assert row["milliseconds"] is None
     assert "num_classes=20" in row["failed"]
+
+
+# studies.py
+
+
+def study_of(rows, **kwargs):
+    """What `centroid_study.py` writes, of means; all are as far from cross entropy."""
+    difference = {"mean": 1.5, "interval": [-1, 4]}
+    return {
+        "dataset": "emnist47",
+        "steps": [600],
+        "per_class": [5],
+        "data": {"scored_on": "test images"},
+        "settings": {"imbalance": 1.0, "pad": 0},
+        "rows": {
+            name: {"5": {"mean": mean, "difference": difference}}
+            for name, mean in rows.items()
+        },
+    } | kwargs
+
+
+def test_summary_has_a_row_for_each_rate():
+    recipe = studies.RECIPE
+    means = {"cross entropy": 50.0, "frozen": 40.0, recipe: 45.0}
+    means |= {"frozen, rate 0.02": 41.0, f"{recipe}, rate 0.02": 51.5}
+    assert studies.summary([study_of(means)]).splitlines()[2:] == [
+        "| emnist47 | 5 | 600 | **50.0** | - | 40.0 | 45.0 | +1.5 (-1.0 to +4.0) |",
+        "| emnist47, rate 0.02 | 5 | 600 | 50.0 | - | 41.0 | **51.5** "
+        "| +1.5 (-1.0 to +4.0) |",
+    ]
+
+
+def test_summary_is_of_test_images_and_of_the_recipe():
+    means = {"cross entropy": 50.0, studies.RECIPE: 45.0}
+    held_out = study_of(means, data={"scored_on": "held-out training images"})
+    without = study_of({"cross entropy": 50.0, "frozen": 45.0})
+    assert studies.rows([held_out, without]) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "images"),
+    [
+        ("emnist47", {"imbalance": 50.0, "pad": 0}, "emnist47, unequal 50 to 1"),
+        ("emnist47", {"imbalance": 1.0, "pad": 2}, "emnist47, shifted"),
+        ("cifar100", {"imbalance": 1.0, "pad": 4}, "cifar100"),
+    ],
+)
+def test_summary_names_what_was_done_to_the_images(dataset, settings, images):
+    means = {"cross entropy": 50.0, studies.RECIPE: 45.0}
+    [row] = studies.rows([study_of(means, dataset=dataset, settings=settings)])
+    assert row["images"] == images

@@ -128,6 +128,8 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
         args = settings.parse(compare_losses.DIGITS, job.flags)
         steps = args.epochs * args.passes * args.limit / args.batch_size
         assert steps == pytest.approx(600, rel=0.05)
+        rate = 0.02 if "rate 0.02" in job.loss else 0.05
+        assert job.rate == args.learning_rate == rate
         if "late" in job.loss:
             assert args.finetune_epoch == args.epochs * 7 // 12
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]

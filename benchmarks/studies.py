@@ -1,0 +1,113 @@
+"""What the runs of `examples/centroid_study.py` on test images found, together.
+
+`benchmarks/results_table.py --write` puts table and figure into the README.
+"""
+
+from centroid_study import BASELINE
+
+RECIPE = "with the network, margin 0.2, lambda 3"
+COLUMNS = {
+    BASELINE: "cross entropy",
+    "AM-Softmax": "AM-Softmax",
+    "frozen": "frozen",
+    RECIPE: "trained",
+}
+SLOWER = ", rate 0.02"  # ends the name of a recipe that has this learning rate
+
+
+def rows(studies):
+    """A dict for each number of images: conditions, and `values` by column.
+
+    A study with recipes at a rate of their own has two: one where each column is at
+    the rate of all, and one where they stand beside cross entropy at that.
+    """
+    found = []
+    for study in studies:
+        if study["data"]["scored_on"] == "test images":
+            for ending in ("", SLOWER):
+                if RECIPE + ending in study["rows"]:
+                    found += _rows(study, ending)
+    return sorted(found, key=lambda row: (row["images"], row["number"]))
+
+
+def _rows(study, ending):
+    names = {name: name if name == BASELINE else name + ending for name in COLUMNS}
+    for number, steps in zip(study["per_class"], study["steps"], strict=True):
+        yield {
+            "dataset": study["dataset"],
+            "images": study["dataset"] + _condition(study) + ending,
+            "number": number,
+            "steps": steps,
+            "values": {
+                name: study["rows"][own][str(number)]
+                for name, own in names.items()
+                if own in study["rows"]
+            },
+        }
+
+
+def _condition(study):
+    settings = study["settings"]
+    if settings["imbalance"] > 1:
+        return f", unequal {settings['imbalance']:g} to 1"
+    usual = study["dataset"] == "cifar100"  # crops and flips, as in the paper
+    return "" if usual or not settings["pad"] else ", shifted"
+
+
+def summary(studies):
+    """Markdown of all rows, the best of each in bold."""
+    head = ["images", "per class", "steps", *COLUMNS.values(), "minus cross entropy"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in rows(studies):
+        values = row["values"]
+        best = max(value["mean"] for value in values.values())
+        texts = [row["images"], f"{row['number']:,}", f"{row['steps']:,}"]
+        texts += [_text(values.get(name), best) for name in COLUMNS]
+        gain = values[RECIPE]["difference"]
+        low, high = gain["interval"]
+        texts.append(f"{gain['mean']:+.1f} ({low:+.1f} to {high:+.1f})")
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _text(value, best):
+    if value is None:
+        return "-"
+    mean = f"{value['mean']:.1f}"
+    return f"**{mean}**" if value["mean"] == best else mean
+
+
+def draw(studies, path):
+    """Accuracy minus that of cross entropy, a panel for each set of images."""
+    from image_experiment.figures import plt, save
+
+    found = rows(studies)
+    sets = sorted({row["dataset"] for row in found})
+    shape = {"figsize": (3.5 * len(sets), 3.6), "sharey": True, "squeeze": False}
+    figure, [axes] = plt.subplots(1, len(sets), layout="constrained", **shape)
+    for axis, dataset in zip(axes, sets, strict=True):
+        _draw_panel(axis, [row for row in found if row["images"] == dataset])
+        axis.set_title(dataset)
+    axes[0].set_ylabel("accuracy minus cross entropy (points)")
+    figure.legend(
+        *axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3
+    )
+    save(figure, path)
+
+
+def _draw_panel(axis, rows):
+    for place, (name, label) in enumerate(COLUMNS.items()):
+        points = [
+            (row["number"], row["values"][name]["difference"]["mean"])
+            for row in rows
+            if name != BASELINE and name in row["values"]
+        ]
+        if points:
+            axis.plot(
+                *zip(*points, strict=True), "o-", ms=4, color=f"C{place}", label=label
+            )
+    axis.axhline(0, color="0.5", lw=1)
+    numbers = [row["number"] for row in rows]
+    axis.set(xscale="log", xlabel="training images per class")
+    axis.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axis.minorticks_off()
