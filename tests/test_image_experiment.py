@@ -565,12 +565,24 @@ def test_centroids_can_be_trained_with_the_network(data_dir, arrays, start):
     before = keras.ops.convert_to_numpy(centroids)
     predefined = keras.ops.convert_to_numpy(keras_pedcc.generate_pedcc(3, 5))
     assert np.allclose(before, predefined, atol=1e-6) == (start == "trained")
+    assert np.allclose(np.linalg.norm(before, axis=1), 1)
     model.fit(images.x_train, images.y_train, verbose=0)
     assert np.abs(keras.ops.convert_to_numpy(centroids) - before).max() > 1e-4
     kinds = {
         type(c).__name__ for c in training.make_callbacks(args, make_batches(arrays))
     }
     assert "FinetuneCallback" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("loss", "gamma"), [("l_softmax", 2.5e-5), ("a_softmax", 0.12)]
+)
+def test_plain_softmax_fades_faster(data_dir, loss, gamma):
+    flags = ["--loss", loss, "--multiple", "2", "--annealing-speed", "40"]
+    images = data.load(TINY.source, data_dir)
+    model = training.make_model(TINY, settings.parse(TINY, flags), images)
+    assert model.loss.annealing_gamma == pytest.approx(40 * gamma)
+    assert model.loss.margin == 2
 
 
 def test_anchor_pulls_back_to_the_start(data_dir):
@@ -607,8 +619,8 @@ BAD_FLAGS = {
     "pad": (["--pad", "1001"], "--pad must be at most 1000"),
     "decay_epochs": (["--decay-epochs", "-1"], "--decay-epochs must be at least 0"),
     "fixed": (["--fixed", "--centroids", "trained"], "--fixed contradicts"),
-    "anchor": (["--anchor", "1", "--centroids", "random"], "--anchor needs"),
-    "kept": (["--keep-mean", "--centroids", "random"], "--keep-mean is for"),
+    "kept": (["--keep-mean", "--fixed"], "--keep-mean is for"),
+    "annealing": (["--annealing-speed", "0"], "--annealing-speed must be above 0"),
     "both": (["--branch-from", "x", "--fixed"], "leave out --fixed"),
 }
 

@@ -29,12 +29,11 @@ def _pedcc(features, num_classes, args):
 
 def _cosines(features, num_classes, args):
     """Outputs of the head with the centroids of `--centroids`."""
-    if args.centroids == "random":
-        return keras_pedcc.CosineDense(num_classes, name="head")(features)
     head = keras_pedcc.PEDCCDense(
         num_classes,
         seed=args.centroid_seed,
-        trainable=args.centroids == "trained",
+        method="random" if args.centroids == "random" else "auto",
+        trainable=args.centroids != "pedcc",
         keep_mean=args.keep_mean,
         name="head",
     )
@@ -67,12 +66,20 @@ def _arcface(features, num_classes, args):
 
 def _a_softmax(features, num_classes, args):
     head = keras_pedcc.CosineDense(num_classes, return_norm=True, name="head")
-    return _decayed(head, features, args), keras_pedcc.ASoftmaxLoss(args.multiple)
+    loss = _annealed(keras_pedcc.ASoftmaxLoss, args)
+    return _decayed(head, features, args), loss
 
 
 def _l_softmax(features, num_classes, args):
     head = keras_pedcc.ProductDense(num_classes, name="head")
-    return _decayed(head, features, args), keras_pedcc.LSoftmaxLoss(args.multiple)
+    loss = _annealed(keras_pedcc.LSoftmaxLoss, args)
+    return _decayed(head, features, args), loss
+
+
+def _annealed(loss, args):
+    """The loss whose annealing is so much faster than published."""
+    gamma = loss().annealing_gamma * args.annealing_speed
+    return loss(args.multiple, annealing_gamma=gamma)
 
 
 def _center(features, num_classes, args):

@@ -159,6 +159,13 @@ def _add_loss(parser, experiment):
     add("--mse-root", type=int, default=1, help="n of eq. 10; the paper: 1, 2, 3")
     add("--multiple", type=int, default=4, help="m of L- and A-Softmax: 1 to 8")
     add(
+        "--annealing-speed",
+        type=float,
+        default=1.0,
+        help="how many times faster than published the plain softmax fades out of L- "
+        "and A-Softmax; published for tens of thousands of steps",
+    )
+    add(
         "--center-weight",
         type=float,
         default=0.003,
@@ -285,15 +292,9 @@ def _check(experiment, args):
             f"--fixed contradicts --centroids {args.centroids}, which are trained from "
             "the first step: leave one out."
         )
-    if args.keep_mean and (args.fixed or args.centroids == "random"):
+    if args.keep_mean and args.fixed:
         raise BadInputError(
-            "--keep-mean is for predefined centroids that are trained: leave out "
-            "--fixed and --centroids random."
-        )
-    if args.anchor and args.centroids == "random":
-        raise BadInputError(
-            "--anchor needs predefined centroids to pull back to: leave out "
-            "--centroids random."
+            "--keep-mean is for centroids that are trained: leave out --fixed."
         )
 
 
@@ -312,7 +313,10 @@ def _check_ranges(args, lowest_of_data):
             raise _out_of_range(args, name, f"at least {low}")
         if value is not None and value > LARGEST:
             raise _out_of_range(args, name, f"at most {LARGEST}")
-    for name in ("learning_rate", "width", "scale", "finetune_rate", "center_rate"):
+    for name in (
+        "learning_rate", "width", "scale", "finetune_rate", "center_rate",
+        "annealing_speed",
+    ):  # fmt: skip
         if not 0 < getattr(args, name) < float("inf"):
             raise _out_of_range(args, name, "above 0")
     if args.pad > MOST_PADDING:
