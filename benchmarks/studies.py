@@ -85,17 +85,23 @@ def draw(studies, path):
     sets = sorted({row["dataset"] for row in found})
     shape = {"figsize": (3.5 * len(sets), 3.6), "sharey": True, "squeeze": False}
     figure, [axes] = plt.subplots(1, len(sets), layout="constrained", **shape)
+    lines = {}
     for axis, dataset in zip(axes, sets, strict=True):
-        _draw_panel(axis, [row for row in found if row["images"] == dataset])
+        numbers = set()
+        for ending, style in (("", "o-"), (SLOWER, "o--")):
+            own = [row for row in found if row["images"] == dataset + ending]
+            lines |= _draw_lines(axis, own, style, ending)
+            numbers |= {row["number"] for row in own}
+        _draw_frame(axis, sorted(numbers))
         axis.set_title(dataset)
     axes[0].set_ylabel("accuracy minus cross entropy (points)")
-    figure.legend(
-        *axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3
-    )
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=5)
     save(figure, path)
 
 
-def _draw_panel(axis, rows):
+def _draw_lines(axis, rows, style, ending):
+    """The lines, by what they are of."""
+    lines = {}
     for place, (name, label) in enumerate(COLUMNS.items()):
         points = [
             (row["number"], row["values"][name]["difference"]["mean"])
@@ -103,11 +109,15 @@ def _draw_panel(axis, rows):
             if name != BASELINE and name in row["values"]
         ]
         if points:
-            axis.plot(
-                *zip(*points, strict=True), "o-", ms=4, color=f"C{place}", label=label
+            [line] = axis.plot(
+                *zip(*points, strict=True), style, ms=4, color=f"C{place}"
             )
+            lines[label + ending] = line
+    return lines
+
+
+def _draw_frame(axis, numbers):
     axis.axhline(0, color="0.5", lw=1)
-    numbers = [row["number"] for row in rows]
     axis.set(xscale="log", xlabel="training images per class")
     axis.set_xticks(numbers, [f"{number:,}" for number in numbers])
     axis.minorticks_off()
