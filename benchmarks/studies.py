@@ -88,7 +88,7 @@ def draw(studies, path):
     lines = {}
     for axis, dataset in zip(axes, sets, strict=True):
         numbers = set()
-        for ending, style in (("", "o-"), (SLOWER, "o--")):
+        for ending, style in (("", "o-"), (SLOWER, "s--")):
             own = [row for row in found if row["images"] == dataset + ending]
             lines |= _draw_lines(axis, own, style, ending)
             numbers |= {row["number"] for row in own}

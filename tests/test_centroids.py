@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from reference import cosines_of_pairs, coulomb_energy
-from tensors import assert_allclose, slope_of
+from tensors import assert_allclose, only_once, slope_of
 
 import keras_pedcc
 from keras_pedcc import centroid_report, constructions, generate_pedcc, relaxation
@@ -162,6 +162,7 @@ def test_max_angle_finds_the_best_known(num_classes, dim, cosine):
     assert found == pytest.approx(cosine, abs=1e-3)
 
 
+@only_once
 @pytest.mark.slow
 def test_max_angle_beats_energy_where_no_form_is_known():
     ours = cosines_of_pairs(make(100, 32)).max()

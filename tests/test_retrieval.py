@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from keras import ops
+from tensors import only_once
 
 from keras_pedcc import retrieval, retrieval_report
 
@@ -99,6 +100,7 @@ def test_report_takes_tensors_and_names():
     assert {type(value) for value in report.values()} == {float, int}
 
 
+@only_once
 @pytest.mark.slow
 def test_memory_is_bounded(rng):
     # A fifth of the 100,000 items: all cosines at once would take 1.5 GiB here.

@@ -6,6 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+from tensors import only_once
 
 import keras_pedcc
 from keras_pedcc import generate_pedcc, load_centroids, save_centroids, storage
@@ -172,6 +173,7 @@ def _make(folder, queue):
     queue.put(numpy_of(generate_pedcc(40, 8, steps=200)).tobytes())
 
 
+@only_once
 @pytest.mark.slow
 def test_processes_that_start_together_agree(tmp_path):
     context = multiprocessing.get_context("spawn")
