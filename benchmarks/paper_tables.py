@@ -27,27 +27,23 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+
+from image_experiment.comparisons import LOSSES, share_gpu
+
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "images"
-# As in `examples/compare_losses.py`, which would bring Keras into this process, and
-# with it a hold on the GPU.
-OTHER_LOSSES = {
-    "cross_entropy": ["--loss", "cross_entropy"],
-    "am_softmax": ["--loss", "am_softmax"],
-    "arcface": ["--loss", "arcface"],
-    "center": ["--loss", "center"],
-    "a_softmax_m4": ["--loss", "a_softmax", "--multiple", "4"],
-    "l_softmax_m4": ["--loss", "l_softmax", "--multiple", "4"],
-    "l_softmax_m2": ["--loss", "l_softmax", "--multiple", "2"],
-    "hinge": ["--loss", "hinge"],
-}
+OTHER_LOSSES = (
+    "cross_entropy",
+    "am_softmax",
+    "arcface",
+    "center",
+    "a_softmax_m4",
+    "l_softmax_m4",
+    "l_softmax_m2",
+    "hinge",
+)
 MODERN = ["--schedule", "cosine", "--epochs", "200", "--label-smoothing", "0.1"]
-# Without these, JAX and TensorFlow take nearly all memory of a GPU at the start, and
-# the next process on it has none.
-SHARED_GPU = {
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-}
 
 
 @dataclasses.dataclass
@@ -101,7 +97,7 @@ def _rows_of(example, seed):
         fixed = row(f"pedcc_n{n}_fixed", *root, "--fixed")
         return [fixed, row(f"pedcc_n{n}_tuned", *root, parent=fixed.name)]
 
-    others = [row(name, *flags) for name, flags in OTHER_LOSSES.items()]
+    others = [row(name, *LOSSES[name]) for name in OTHER_LOSSES]
     modern = row("modern_n1_fixed", *MODERN, "--fixed")
     return [*pedcc(1), *pedcc(2), *others, *pedcc(3), modern]
 
@@ -177,7 +173,9 @@ def start(row, args):
         command += ["--data-dir", str(args.data_dir)]
     print(f"{row.name}: {'goes on' if begun else 'starts'}", flush=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**(SHARED_GPU if args.jobs > 1 else {}), **os.environ}
+    environment = dict(os.environ)
+    if args.jobs > 1:
+        share_gpu(environment)
     with (args.output_dir / f"{row.name}.log").open("a") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment

@@ -31,6 +31,7 @@ from cifar100 import CIFAR100
 from emnist import EMNIST
 from faces import FACES
 from image_experiment import settings, training
+from image_experiment.comparisons import LOSSES, share_gpu
 from image_experiment.data import BadInputError, Source, load_digits
 from image_experiment.experiment import Experiment
 
@@ -60,24 +61,6 @@ EXPERIMENTS = {
     "emnist47": EMNIST,
     "cifar100": CIFAR100,
     "faces": FACES,
-}
-LOSSES = {
-    "hinge": ["--loss", "hinge"],
-    "cross_entropy": ["--loss", "cross_entropy"],
-    "l_softmax_m2": ["--loss", "l_softmax", "--multiple", "2"],
-    "l_softmax_m4": ["--loss", "l_softmax", "--multiple", "4"],
-    "a_softmax_m4": ["--loss", "a_softmax", "--multiple", "4"],
-    "center": ["--loss", "center"],
-    "am_softmax": ["--loss", "am_softmax"],
-    "arcface": ["--loss", "arcface"],
-    "pedcc_am": ["--loss", "pedcc_am", "--fixed"],
-    "pedcc_n1": ["--mse-root", "1", "--fixed"],
-    "pedcc_n1_tuned": ["--mse-root", "1"],
-    "pedcc_n1_trained": ["--mse-root", "1", "--centroids", "trained"],
-    "pedcc_n2": ["--mse-root", "2", "--fixed"],
-    "pedcc_n2_tuned": ["--mse-root", "2"],
-    "pedcc_n3": ["--mse-root", "3", "--fixed"],
-    "pedcc_n3_tuned": ["--mse-root", "3"],
 }
 BASELINE = "cross_entropy"
 # Two-sided 95 % points of Student's t by degrees of freedom; 1.96 beyond.
@@ -170,14 +153,23 @@ def run_all(jobs, args):
     if args.jobs == 1:
         ended = ((job, run_one(job)) for job in jobs)
         return dict(reported(ended, len(jobs)))
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        args.jobs, context, initializer=end_with_parent
-    )
-    with pool:
+    with make_pool(args.jobs) as pool:
         futures = {pool.submit(run_one, job): job for job in jobs}
         ended = concurrent.futures.as_completed(futures)
         return dict(reported(((futures[f], f.result()) for f in ended), len(jobs)))
+
+
+def make_pool(jobs):
+    """Processes that train side by side, and share a GPU if there is one."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(
+        jobs, context, initializer=begin_worker
+    )
+
+
+def begin_worker():
+    share_gpu()  # no device is in use yet
+    end_with_parent()
 
 
 def end_with_parent():

@@ -211,6 +211,8 @@ def tables(tmp_path):
         (tmp_path / folder).mkdir()
     script = tmp_path / "benchmarks" / "paper_tables.py"
     shutil.copy(ROOT / "benchmarks" / "paper_tables.py", script)
+    shared = tmp_path / "examples" / "image_experiment"
+    shutil.copytree(ROOT / "examples" / "image_experiment", shared)
     for name in ("cifar100", "emnist"):
         (tmp_path / "examples" / f"{name}.py").write_text(EXAMPLE)
     flags = ["--output-dir", tmp_path / "runs", "--results-dir", tmp_path / "results"]

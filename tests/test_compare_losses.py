@@ -198,6 +198,17 @@ def test_two_jobs_at_once_give_what_one_gives(tmp_path):
         assert tables[1][loss]["accuracy"] == pytest.approx(row["accuracy"], abs=1.0)
 
 
+@only_once
+@pytest.mark.slow
+def test_workers_share_a_gpu(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "no")  # as told
+    names = ["XLA_PYTHON_CLIENT_PREALLOCATE", "TF_FORCE_GPU_ALLOW_GROWTH"]
+    with compare_losses.make_pool(1) as pool:
+        assert list(pool.map(os.getenv, names)) == ["false", "no"]
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ
+
+
 WATCHED = """
 import multiprocessing, os, time
 from compare_losses import end_with_parent
