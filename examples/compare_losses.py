@@ -149,7 +149,12 @@ def make_job(args, loss, seed, rate, part, *flags):
 
 
 def run_all(jobs, args):
-    """Results of all jobs, by job; prints one line as each ends."""
+    """Results of all jobs, by job; prints one line as each ends.
+
+    Their flags are read before any is trained: a wrong one ends the program here.
+    """
+    for job in jobs:
+        settings.parse(EXPERIMENTS[job.dataset], job.flags)
     if args.jobs == 1:
         ended = ((job, run_one(job)) for job in jobs)
         return dict(reported(ended, len(jobs)))

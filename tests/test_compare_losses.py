@@ -119,6 +119,30 @@ def test_failed_run_ends_with_its_message(tmp_path, capsys):
     assert "no mnist.npz in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("program", [compare_losses, centroid_study])
+def test_mistyped_flag_is_told_before_training(
+    program, jobs, tmp_path, monkeypatch, capsys
+):
+    trained = fake(monkeypatch, lambda job: 0.9)
+    monkeypatch.setattr(compare_losses, "make_pool", None)
+    flags = ["--seeds", "0", "--nonsense", "3", "--jobs", jobs]
+    with pytest.raises(SystemExit) as ended:
+        program.main([*flags, "--output-dir", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "error: unrecognized arguments: --nonsense 3" in capsys.readouterr().err
+    assert not trained
+
+
+def test_flag_out_of_range_is_told_before_training(tmp_path, monkeypatch, capsys):
+    trained = fake(monkeypatch, lambda job: 0.9)
+    flags = ["--epochs", "0", "--output-dir", str(tmp_path)]
+    assert compare_losses.main(flags) == 2
+    told = "compare_losses: error: --epochs must be at least 1"
+    assert told in capsys.readouterr().err
+    assert not trained
+
+
 def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     trained = fake(monkeypatch, lambda job: 0.9 if "frozen" in job.loss else 0.8)
     flags = ["--per-class", "5", "100", "--seeds", "0", "1", "--steps", "600"]
