@@ -225,8 +225,8 @@ def parse_args(argv):
     add("--jobs", type=int, default=1, help="runs side by side")
     add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
     args, args.flags = parser.parse_known_args(argv)
+    args.command = command_of("centroid_study", parser, args)
     args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
-    args.command = command_of("centroid_study", argv)
     for name in ("jobs", "batch_size", "steps", "per_class"):
         if np.min(getattr(args, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

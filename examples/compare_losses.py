@@ -63,6 +63,8 @@ EXPERIMENTS = {
     "faces": FACES,
 }
 BASELINE = "cross_entropy"
+# Flags of the runs that folders follow; argparse takes what they begin with, too.
+FOLDERS = ("--data-dir", "--lfw", "--train", "--output-dir", "--branch-from")
 # Two-sided 95 % points of Student's t by degrees of freedom; 1.96 beyond.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -368,11 +370,11 @@ def parse_args(argv):
     args, args.flags = parser.parse_known_args(argv)
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    args.command = command_of("compare_losses", parser, args)
     args.output_dir = (
         args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
     )
     args.held_out = args.held_out or default_held_out(args)
-    args.command = command_of("compare_losses", argv)
     args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
     return args
 
@@ -395,14 +397,34 @@ def default_held_out(args):
     }[args.dataset]
 
 
-def command_of(script, argv):
-    """The command of a script, without the folders of this machine."""
-    words = list(sys.argv[1:] if argv is None else map(str, argv))
-    for flag in ("--data-dir", "--output-dir", "--jobs"):
-        while flag in words:
-            at = words.index(flag)
-            del words[at : at + 2]
-    return " ".join(["python", f"examples/{script}.py", *map(shlex.quote, words)])
+def command_of(script, parser, args):
+    """The command of a script: what is not a default, without folders of this machine.
+
+    Args:
+        script: Name of the script.
+        parser: Its parser.
+        args: What that has read; `args.flags` are those that go to every run.
+    """
+    words = ["python", f"examples/{script}.py"]
+    for action in parser._actions:
+        value = getattr(args, action.dest, action.default)
+        if value == action.default or action.type is pathlib.Path:
+            continue
+        words += [action.option_strings[0]]
+        words += value if isinstance(value, list) else [value]
+    return shlex.join(map(str, [*words, *without_folders(args.flags)]))
+
+
+def without_folders(flags):
+    """Flags of the runs, with FOLDER in the place of each folder."""
+    shown, folder_follows = [], False
+    for word in flags:
+        flag, equals, _ = word.partition("=")
+        of_folder = len(flag) > 2 and any(name.startswith(flag) for name in FOLDERS)
+        word = f"{flag}=FOLDER" if of_folder and equals else word
+        shown.append("FOLDER" if folder_follows else word)
+        folder_follows = of_folder and not equals
+    return shown
 
 
 if __name__ == "__main__":

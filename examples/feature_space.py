@@ -25,7 +25,7 @@ import sys
 
 import keras
 import numpy as np
-from compare_losses import DEFAULT_FLAGS, EXPERIMENTS
+from compare_losses import DEFAULT_FLAGS, EXPERIMENTS, command_of
 from image_experiment import feature_figures, settings, training
 from image_experiment.data import BadInputError
 from image_experiment.feature_figures import CLASS_COLORS, Cloud
@@ -249,21 +249,11 @@ def parse_args(argv):
         "--output-dir", type=pathlib.Path, help="runs/feature_space_DATASET if left out"
     )
     args, args.flags = parser.parse_known_args(argv)
+    args.command = command_of("feature_space", parser, args)
     name = f"feature_space_{args.dataset}"
     args.output_dir = args.output_dir or pathlib.Path("runs") / name
-    args.command = command_of(argv)
     args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
     return args
-
-
-def command_of(argv):
-    """The command, without the folders of this machine."""
-    words = list(map(str, sys.argv[1:] if argv is None else argv))
-    for flag in ("--data-dir", "--output-dir"):
-        while flag in words:
-            at = words.index(flag)
-            del words[at : at + 2]
-    return " ".join(["python examples/feature_space.py", *words])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 
 import centroid_study
 import compare_losses
+import feature_space
 import numpy as np
 import pytest
 from compare_losses import LOSSES, Job, difference
@@ -277,6 +278,36 @@ def is_running(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("flags", "recorded"),
+    [
+        ("--jobs 1", ""),
+        ("--jobs 4", " --jobs 4"),
+        ("--jobs=4 --epochs 3", " --jobs 4 --epochs 3"),
+        ("--data-dir /me --output-dir /me --limit 9", " --limit 9"),
+        ("--data-dir=/me --output-dir=/me --limit=9", " --limit=9"),
+        ("--data- /me --out=/me --seeds 1 2", " --seeds 1 2"),
+        ("--lfw /me --train=/me", " --lfw FOLDER --train=FOLDER"),
+        ("--lf=/me --tra /me --pad 1", " --lf=FOLDER --tra FOLDER --pad 1"),
+    ],
+)
+def test_recorded_command_has_no_folders_of_this_machine(flags, recorded):
+    args = compare_losses.parse_args(flags.split())
+    assert args.command == f"python examples/compare_losses.py{recorded}"
+
+
+def test_commands_of_all_scripts_are_recorded_alike():
+    flags = ["--data-dir=/me", "--dataset", "mnist", "--epochs", "3"]
+    args = feature_space.parse_args(flags)
+    wanted = "python examples/feature_space.py --dataset mnist --epochs 3"
+    assert args.command == wanted
+    args = centroid_study.parse_args([*flags, "--recipes", "late at 0.001"])
+    assert args.command == (
+        "python examples/centroid_study.py --dataset mnist --recipes 'late at 0.001' "
+        "--epochs 3"
+    )
 
 
 def test_job_names_its_folder_by_what_it_is():
