@@ -34,6 +34,7 @@ from image_experiment import settings, training
 from image_experiment.comparisons import LOSSES, share_gpu
 from image_experiment.data import BadInputError, Source, load_digits
 from image_experiment.experiment import Experiment
+from scipy import stats
 
 MNIST = Experiment(
     name="mnist",
@@ -65,8 +66,6 @@ EXPERIMENTS = {
 BASELINE = "cross_entropy"
 # Flags of the runs that folders follow; argparse takes what they begin with, too.
 FOLDERS = ("--data-dir", "--lfw", "--train", "--output-dir", "--branch-from")
-# Two-sided 95 % points of Student's t by degrees of freedom; 1.96 beyond.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,9 +274,7 @@ def difference(accuracy, base, seeds):
     mean, std = spread(values).values()
     if std is None:
         return {"mean": mean, "interval": None}
-    degrees = len(values) - 1
-    t = T_95[degrees - 1] if degrees <= len(T_95) else 1.96
-    half = t * std / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values))
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
