@@ -18,7 +18,16 @@ import pathlib
 import sys
 
 import numpy as np
-from compare_losses import EXPERIMENTS, Job, command_of, difference, run_all, spread
+from compare_losses import (
+    EXPERIMENTS,
+    Job,
+    command_of,
+    difference,
+    diverged,
+    note_of,
+    run_all,
+    spread,
+)
 from image_experiment.data import BadInputError
 from image_experiment.reporting import environment, write_whole
 
@@ -91,8 +100,11 @@ def make_job(args, recipe, number, steps, seed):
     if args.data_dir:
         flags += ["--data-dir", args.data_dir]
     flags = tuple(map(str, flags))
-    name = f"{recipe} | {number}"
-    return Job(name, seed, rate, args.dataset, str(folder), flags)
+    return Job(cell_of(recipe, number), seed, rate, args.dataset, str(folder), flags)
+
+
+def cell_of(recipe, number):
+    return f"{recipe}, {number} per class"
 
 
 def rate_of(recipe, args):
@@ -111,8 +123,8 @@ def summarise(results, args):
     rows = {recipe: {} for recipe in args.recipes}
     for recipe, cells in rows.items():
         for number in args.per_class:
-            own = accuracy[f"{recipe} | {number}"]
-            base = accuracy.get(f"{BASELINE} | {number}")
+            own = accuracy[cell_of(recipe, number)]
+            base = accuracy.get(cell_of(BASELINE, number))
             cells[str(number)] = {
                 "accuracy": [own[seed] for seed in args.seeds],
                 **spread(own.values()),
@@ -125,6 +137,7 @@ def summarise(results, args):
         "per_class": args.per_class,
         "seeds": args.seeds,
         "rows": rows,
+        "diverged": diverged(results),
         "settings": next(iter(results.values()))["settings"],
         "data": next(iter(results.values()))["data"],
         "environment": environment(),
@@ -158,6 +171,7 @@ def as_markdown(study):
         f"{', '.join(place['devices'])} ({place['cpu']}, {place['cpus']} cores), "
         f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
         f"Command: `{study['command']}`",
+        *note_of(study.get("diverged")),
     ]
     return "\n".join(lines)
 

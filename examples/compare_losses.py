@@ -31,7 +31,7 @@ from cifar100 import CIFAR100
 from emnist import EMNIST
 from faces import FACES
 from image_experiment import settings, training
-from image_experiment.comparisons import LOSSES, share_gpu
+from image_experiment.comparisons import LOSSES, best_rate, share_gpu
 from image_experiment.data import BadInputError, Source, load_digits
 from image_experiment.experiment import Experiment
 from scipy import stats
@@ -84,12 +84,14 @@ def main(argv=None):
     """Trains what is missing, reports, and writes the table; returns the exit code."""
     args = parse_args(argv)
     try:
-        rates = choose_rates(args)
+        tried = run_all(tuning_jobs(args), args)
+        rates = choose_rates(tried, args)
         results = run_all(final_jobs(args, rates), args)
     except BadInputError as error:
         print(f"compare_losses: error: {error}", file=sys.stderr)
         return 2
     summary = summarise(results, rates, args)
+    summary["diverged"] = diverged({**tried, **results})
     text = as_markdown(summary)
     (args.output_dir / "table.md").write_text(text)
     (args.output_dir / "table.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -98,24 +100,27 @@ def main(argv=None):
     return 0
 
 
-def choose_rates(args):
-    """The learning rate of each loss, by accuracy on held-out training images."""
+def tuning_jobs(args):
+    """Runs on held-out training images; none where there is one rate."""
     if len(args.learning_rates) == 1:
-        return dict.fromkeys(args.losses, args.learning_rates[0])
+        return []
     held_out = held_out_flags(args, choosing=True)
-    jobs = [
+    return [
         make_job(args, loss, seed, rate, "held_out", *held_out)
         for rate in args.learning_rates
         for seed in args.tuning_seeds
         for loss in args.losses
     ]
-    scores = collections.defaultdict(list)
-    for job, result in run_all(jobs, args).items():
-        scores[job.loss, job.rate].append(result["accuracy"])
-    return {
-        loss: max(args.learning_rates, key=lambda r: statistics.mean(scores[loss, r]))
-        for loss in args.losses
-    }
+
+
+def choose_rates(tried, args):
+    """The learning rate of each loss, by accuracy on held-out training images."""
+    if not tried:
+        return dict.fromkeys(args.losses, args.learning_rates[0])
+    results = {loss: {rate: [] for rate in args.learning_rates} for loss in args.losses}
+    for job, result in tried.items():
+        results[job.loss][job.rate].append(result)
+    return {loss: best_rate(of_rates) for loss, of_rates in results.items()}
 
 
 def final_jobs(args, rates):
@@ -150,19 +155,25 @@ def make_job(args, loss, seed, rate, part, *flags):
 
 
 def run_all(jobs, args):
-    """Results of all jobs, by job; prints one line as each ends.
+    """Results of all jobs, by job and in their order; a line is printed as each ends.
 
     Their flags are read before any is trained: a wrong one ends the program here.
     """
     for job in jobs:
         settings.parse(EXPERIMENTS[job.dataset], job.flags)
-    if args.jobs == 1:
-        ended = ((job, run_one(job)) for job in jobs)
-        return dict(reported(ended, len(jobs)))
-    with make_pool(args.jobs) as pool:
+    results = dict(reported(as_ended(jobs, args.jobs), len(jobs)))
+    return {job: results[job] for job in jobs}
+
+
+def as_ended(jobs, at_once):
+    """Each job with its result, as it ends."""
+    if at_once == 1:
+        yield from ((job, run_one(job)) for job in jobs)
+        return
+    with make_pool(at_once) as pool:
         futures = {pool.submit(run_one, job): job for job in jobs}
-        ended = concurrent.futures.as_completed(futures)
-        return dict(reported(((futures[f], f.result()) for f in ended), len(jobs)))
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
 
 
 def make_pool(jobs):
@@ -217,10 +228,11 @@ def reported(ended, number):
     """Passes pairs of job and result on, with a line for each."""
     begun = time.perf_counter()
     for count, (job, result) in enumerate(ended, start=1):
+        end = ", diverged" if result["diverged"] else ""
         print(
             f"[{count}/{number}, {time.perf_counter() - begun:.0f} s] {job.loss}, "
             f"seed {job.seed}, rate {job.rate:g}: {100 * result['accuracy']:.2f} % of "
-            f"{result['data']['scored_on']}",
+            f"{result['data']['scored_on']}{end}",
             flush=True,
         )
         yield job, result
@@ -257,6 +269,20 @@ def summarise(results, rates, args):
         "data": any_result["data"],
         "environment": any_result["environment"],
     }
+
+
+def diverged(results):
+    """The runs whose loss became NaN, which ended their training; for JSON."""
+    return [
+        {
+            "loss": job.loss,
+            "learning_rate": job.rate,
+            "seed": job.seed,
+            "scored_on": result["data"]["scored_on"],
+        }
+        for job, result in results.items()
+        if result["diverged"]
+    ]
 
 
 def spread(values):
@@ -302,9 +328,22 @@ def as_markdown(summary):
         f"({place['cpu']}), devices {', '.join(place['devices'])}, "
         f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
         f"Command: `{summary['command']}`",
+        *note_of(summary.get("diverged")),
         "",
     ]
     return "\n".join(lines)
+
+
+def note_of(diverged):
+    """Lines below a table that name these runs; none if there are none."""
+    if not diverged:
+        return []
+    runs = [
+        f"{run['loss']}, rate {run['learning_rate']:g}, seed {run['seed']} "
+        f"({run['scored_on']})"
+        for run in diverged
+    ]
+    return ["", f"Diverged, so that training stopped early: {'; '.join(runs)}."]
 
 
 def as_text(difference):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from compare_losses import LOSSES, Job, difference
 from image_experiment import settings, training
+from image_experiment.comparisons import best_rate
 from image_experiment.data import load
 from scipy import stats
 from tensors import NO_JIT, only_once
@@ -19,15 +20,20 @@ from tensors import NO_JIT, only_once
 QUICK = ["--epochs", "1", "--batch-size", "64", "--limit", "128", *NO_JIT]
 
 
-def result_of(job, accuracy):
+def result_of(job, accuracy, diverged=False):
     """What a run of this job leaves, without the run."""
     args = settings.parse(compare_losses.EXPERIMENTS[job.dataset], job.flags)
     return {
         "settings": settings.of_the_run(args),
         "accuracy": accuracy,
+        "diverged": diverged,
         "seconds": 2.0,
         "epochs": args.epochs,
-        "data": {"training_images": 9, "scored_images": 5, "scored_on": "test images"},
+        "data": {
+            "training_images": 9,
+            "scored_images": 5,
+            "scored_on": "held-out training images" if args.held_out else "test images",
+        },
         "environment": {
             "cpus": 2,
             "cpu": "X",
@@ -39,7 +45,7 @@ def result_of(job, accuracy):
     }
 
 
-def fake(monkeypatch, accuracy_of):
+def fake(monkeypatch, accuracy_of, diverges=lambda job: False):
     """Replaces training by a function of the job; returns the list of jobs trained."""
     trained = []
 
@@ -47,7 +53,7 @@ def fake(monkeypatch, accuracy_of):
         trained.append(job)
         folder = compare_losses.pathlib.Path(job.folder)
         folder.mkdir(parents=True)
-        text = json.dumps(result_of(job, accuracy_of(job)))
+        text = json.dumps(result_of(job, accuracy_of(job), diverges(job)))
         (folder / "result.json").write_text(text)
 
     monkeypatch.setattr(compare_losses, "train", train)
@@ -75,8 +81,8 @@ def test_each_loss_takes_its_best_rate_on_held_out_images(monkeypatch, tmp_path)
     best = {"hinge": 0.03, "cross_entropy": 0.3}
 
     def accuracy(job):
-        tuning = "--held-out" in job.flags
-        return 0.5 + 0.1 * (job.rate == best[job.loss]) if tuning else 0.7
+        good = is_tuning(job) and job.rate == best[job.loss]
+        return 0.6 if good else 0.5 if is_tuning(job) else 0.7
 
     fake(monkeypatch, accuracy)
     flags = ["--losses", "hinge", "cross_entropy", "--output-dir", str(tmp_path)]
@@ -86,6 +92,66 @@ def test_each_loss_takes_its_best_rate_on_held_out_images(monkeypatch, tmp_path)
     assert {loss: row["learning_rate"] for loss, row in table["rows"].items()} == best
     assert table["rows"]["hinge"]["accuracy"] == [70.0, 70.0]
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
+
+
+def is_tuning(job):
+    return "--held-out" in job.flags
+
+
+def test_rate_that_diverged_is_not_chosen(monkeypatch, tmp_path):
+    """Though its accuracy, which is of chance, be higher."""
+    fake(
+        monkeypatch,
+        lambda job: 0.1 + 0.1 * (job.rate == 0.3),
+        diverges=lambda job: is_tuning(job) and job.rate == 0.3 and job.seed == 101,
+    )
+    flags = ["--losses", "hinge", "--output-dir", str(tmp_path), "--seeds", "0"]
+    flags += ["--learning-rates", "0.3", "0.03", "--tuning-seeds", "100", "101"]
+    assert compare_losses.main(flags) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["rows"]["hinge"]["learning_rate"] == 0.03
+    assert table["diverged"] == [
+        {
+            "loss": "hinge",
+            "learning_rate": 0.3,
+            "seed": 101,
+            "scored_on": "held-out training images",
+        }
+    ]
+
+
+def test_best_of_rates_that_all_diverged_is_chosen():
+    results = {
+        rate: [{"accuracy": accuracy, "diverged": True}]
+        for rate, accuracy in ((0.03, 0.2), (0.1, 0.3))
+    }
+    assert best_rate(results) == 0.1
+
+
+def test_diverged_run_is_named_below_the_table(monkeypatch, tmp_path, capsys):
+    fake(monkeypatch, lambda job: 0.1, lambda job: job.seed == 1)
+    flags = ["--losses", "hinge", "--output-dir", str(tmp_path), "--seeds", "0", "1"]
+    assert compare_losses.main([*flags, "--learning-rates", "0.1"]) == 0
+    note = "training stopped early: hinge, rate 0.1, seed 1 (test images)."
+    assert note in (tmp_path / "table.md").read_text()
+    assert "rate 0.1: 10.00 % of test images, diverged" in capsys.readouterr().out
+
+
+def test_table_without_diverged_runs_has_no_note(monkeypatch, tmp_path):
+    fake(monkeypatch, lambda job: 0.1)
+    flags = ["--losses", "hinge", "--output-dir", str(tmp_path), "--seeds", "0"]
+    assert compare_losses.main([*flags, "--learning-rates", "0.1"]) == 0
+    assert "iverged" not in (tmp_path / "table.md").read_text()
+
+
+def test_diverged_run_of_a_study_is_named_below_its_table(monkeypatch, tmp_path):
+    fake(monkeypatch, lambda job: 0.1, lambda job: job.loss == "frozen, 5 per class")
+    flags = ["--per-class", "5", "20", "--seeds", "0", "--output-dir", str(tmp_path)]
+    assert centroid_study.main(flags) == 0
+    [told] = json.loads((tmp_path / "study.json").read_text())["diverged"]
+    assert (told["loss"], told["seed"]) == ("frozen, 5 per class", 0)
+    note = "training stopped early: frozen, 5 per class, rate 0.05, seed 0 (test"
+    assert note in (tmp_path / "study.md").read_text()
 
 
 def test_finished_runs_are_not_repeated(monkeypatch, tmp_path, capsys):
