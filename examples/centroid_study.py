@@ -15,6 +15,7 @@ import argparse
 import collections
 import json
 import pathlib
+import shlex
 import sys
 
 import numpy as np
@@ -26,6 +27,7 @@ from compare_losses import (
     diverged,
     note_of,
     run_all,
+    shared_settings,
     spread,
 )
 from image_experiment.data import BadInputError
@@ -138,7 +140,8 @@ def summarise(results, args):
         "seeds": args.seeds,
         "rows": rows,
         "diverged": diverged(results),
-        "settings": next(iter(results.values()))["settings"],
+        "recipes": {recipe: shlex.join(RECIPES[recipe]) for recipe in args.recipes},
+        "settings": shared_settings(results),
         "data": next(iter(results.values()))["data"],
         "environment": environment(),
     }

@@ -11,7 +11,6 @@ are not listed go to every run, see `cifar100.py --help`.
 """
 
 import argparse
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -240,35 +239,52 @@ def reported(ended, number):
 
 def summarise(results, rates, args):
     """The numbers of the table: a row for each loss, and what they depend on."""
-    accuracy = collections.defaultdict(dict)
-    seconds = collections.defaultdict(list)
-    for job, result in results.items():
-        accuracy[job.loss][job.seed] = 100 * result["accuracy"]
-        seconds[job.loss].append(result["seconds"] / result["epochs"])
-    base = accuracy.get(BASELINE)
-    rows = {
-        loss: {
-            "learning_rate": rates[loss],
-            "accuracy": [accuracy[loss][seed] for seed in args.seeds],
-            **spread(accuracy[loss].values()),
-            "difference": difference(accuracy[loss], base, args.seeds),
-            "seconds_per_epoch": statistics.median(seconds[loss]),
-        }
-        for loss in args.losses
-    }
     any_result = next(iter(results.values()))
-    of_the_row = ("loss", "seed", "learning_rate", "mse_root", "fixed", "multiple")
-    shared = {k: v for k, v in any_result["settings"].items() if k not in of_the_row}
+    shared = shared_settings(results)
     return {
         "dataset": args.dataset,
         "command": args.command,
         "seeds": args.seeds,
         "learning_rates": args.learning_rates,
-        "rows": rows,
+        "rows": {
+            loss: {"learning_rate": rates[loss], **row_of(loss, results, args, shared)}
+            for loss in args.losses
+        },
         "settings": shared,
         "data": any_result["data"],
         "environment": any_result["environment"],
     }
+
+
+def row_of(loss, results, args, shared):
+    """The numbers of a loss, and its settings that not all losses share."""
+    own = of_seeds(loss, results)
+    seconds = [result["seconds"] / result["epochs"] for result in own.values()]
+    accuracy = accuracy_of(own)
+    base = None if loss == BASELINE else accuracy_of(of_seeds(BASELINE, results))
+    left_out = {"seed", "learning_rate", *shared}  # they have places of their own
+    chosen = own[args.seeds[0]]["settings"]
+    return {
+        "accuracy": [accuracy[seed] for seed in args.seeds],
+        **spread(accuracy.values()),
+        "difference": difference(accuracy, base, args.seeds),
+        "seconds_per_epoch": statistics.median(seconds),
+        "settings": {k: v for k, v in chosen.items() if k not in left_out},
+    }
+
+
+def of_seeds(loss, results):
+    return {job.seed: result for job, result in results.items() if job.loss == loss}
+
+
+def accuracy_of(results):
+    return {seed: 100 * result["accuracy"] for seed, result in results.items()}
+
+
+def shared_settings(results):
+    """The settings that have one value in all runs."""
+    first, *others = [result["settings"] for result in results.values()]
+    return {k: v for k, v in first.items() if all(o.get(k) == v for o in others)}
 
 
 def diverged(results):
@@ -294,7 +310,7 @@ def spread(values):
 
 def difference(accuracy, base, seeds):
     """Accuracy minus the baseline's, paired by seed, with its 95 % t interval."""
-    if base is None or base is accuracy:
+    if not base or base is accuracy:
         return None
     values = [accuracy[seed] - base[seed] for seed in seeds]
     mean, std = spread(values).values()

@@ -94,6 +94,38 @@ def test_each_loss_takes_its_best_rate_on_held_out_images(monkeypatch, tmp_path)
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
 
 
+def test_settings_are_told_where_they_hold(monkeypatch, tmp_path):
+    fake(monkeypatch, lambda job: 0.9)
+    losses = ["pedcc_n1", "pedcc_n1_trained", "cross_entropy"]
+    flags = ["--losses", *losses, "--seeds", "0", "1", "--learning-rates", "0.1"]
+    assert compare_losses.main([*flags, "--output-dir", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    own = {loss: row["settings"] for loss, row in table["rows"].items()}
+    assert own == {
+        "pedcc_n1": {"loss": "pedcc", "centroids": "pedcc", "fixed": True},
+        "pedcc_n1_trained": {"loss": "pedcc", "centroids": "trained", "fixed": False},
+        "cross_entropy": {
+            "loss": "cross_entropy",
+            "centroids": "pedcc",
+            "fixed": False,
+        },
+    }
+    assert table["settings"]["mse_root"] == 1
+    assert table["settings"]["epochs"] == 12
+    assert not {"seed", *own["pedcc_n1"]} & set(table["settings"])
+
+
+def test_settings_of_a_study_are_those_of_all_its_runs(monkeypatch, tmp_path):
+    fake(monkeypatch, lambda job: 0.9)
+    recipes = ["--recipes", "cross entropy", "frozen, margin 0.2"]
+    flags = [*recipes, "--per-class", "5", "--output-dir", str(tmp_path)]
+    assert centroid_study.main(flags) == 0
+    study = json.loads((tmp_path / "study.json").read_text())
+    assert not {"margin", "fixed", "loss", "seed"} & set(study["settings"])
+    assert study["settings"]["imbalance"] == 1.0
+    assert study["recipes"]["frozen, margin 0.2"] == "--fixed --margin 0.2"
+
+
 def is_tuning(job):
     return "--held-out" in job.flags
 
