@@ -30,11 +30,12 @@ from compare_losses import (
     shared_settings,
     spread,
 )
+from image_experiment.comparisons import LOSSES
 from image_experiment.data import BadInputError
 from image_experiment.reporting import environment, write_whole
 
 TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
-MILDER, SLOW = [*TRAINED, *MILD, "--mse-weight", "3"], ["--learning-rate", "0.02"]
+MILDER, SLOW = LOSSES["pedcc_recipe"], ["--learning-rate", "0.02"]
 RECIPES = {
     "cross entropy": ["--loss", "cross_entropy"],
     "AM-Softmax": ["--loss", "am_softmax"],

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import centroid_study
 import compare_losses
 import keras
 import numpy as np
@@ -355,7 +356,7 @@ def test_seeds_given_twice_make_their_rows_once():
     assert rows_of("--seeds", "0", "0") == rows_of()
 
 
-def test_rows_are_those_of_the_paper_and_the_modern_one():
+def test_rows_are_those_of_the_paper_the_recipe_and_the_modern_one():
     rows = paper_tables.make_rows(["cifar100"], [0])
     flags = {tuple(row.flags[:-2]) for row in rows}
     ours = {"pedcc_am", "pedcc_n1_trained"}  # no rows of the paper's tables
@@ -364,6 +365,22 @@ def test_rows_are_those_of_the_paper_and_the_modern_one():
     }
     assert wanted <= flags
     assert flags - wanted == {(*paper_tables.MODERN, "--fixed")}
+
+
+def test_recipe_of_the_readme_is_one_in_all_programs():
+    [row] = paper_tables.parse_args(
+        ["--only", "pedcc_recipe", "--experiments", "cifar100"]
+    ).rows
+    assert row.name == "cifar100_pedcc_recipe_seed0"
+    study = centroid_study.RECIPES[studies.RECIPE]
+    table = compare_losses.LOSSES["pedcc_recipe"]
+    ours, *others = [
+        settings.parse(CIFAR100, each) for each in (row.flags, study, table)
+    ]
+    assert all(vars(ours) == vars(other) for other in others)
+    assert (ours.centroids, ours.margin) == ("trained", 0.2)
+    assert (ours.mse_weight, ours.mse_root) == (3.0, 1)
+    assert "pedcc_recipe" in compare_losses.parse_args([]).losses
 
 
 def test_pedcc_with_n_1_and_2_comes_first():

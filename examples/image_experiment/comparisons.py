@@ -3,6 +3,7 @@
 import os
 import statistics
 
+TRAINED = ["--mse-root", "1", "--centroids", "trained"]
 # The flags of each row.
 LOSSES = {
     "hinge": ["--loss", "hinge"],
@@ -16,7 +17,8 @@ LOSSES = {
     "pedcc_am": ["--loss", "pedcc_am", "--fixed"],
     "pedcc_n1": ["--mse-root", "1", "--fixed"],
     "pedcc_n1_tuned": ["--mse-root", "1"],
-    "pedcc_n1_trained": ["--mse-root", "1", "--centroids", "trained"],
+    "pedcc_n1_trained": TRAINED,
+    "pedcc_recipe": [*TRAINED, "--margin", "0.2", "--mse-weight", "3"],
     "pedcc_n2": ["--mse-root", "2", "--fixed"],
     "pedcc_n2_tuned": ["--mse-root", "2"],
     "pedcc_n3": ["--mse-root", "3", "--fixed"],
