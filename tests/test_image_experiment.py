@@ -501,6 +501,47 @@ def test_branch_is_the_run_that_unfroze_itself(run, tmp_path):
     assert [row["epoch"] for row in history] == [0, 1]
 
 
+@pytest.fixture
+def killed_branch(run, tmp_path, monkeypatch):
+    """Flags of a branch that was killed with its state taken over, and no settings."""
+    run("--fixed", "--no-figures", folder="fixed")
+    flags = ["--branch-from", tmp_path / "fixed", "--no-figures"]
+    start = training.start_branch
+
+    def kill(args):
+        start(args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "start_branch", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, folder="branch")
+    assert (tmp_path / "branch" / "backup.npz").exists()
+    return flags
+
+
+@only_once
+@pytest.mark.slow
+def test_branch_that_was_killed_at_its_start_begins_again(run, tmp_path, killed_branch):
+    assert run(*killed_branch, folder="branch") == (0, "")
+    run(*killed_branch, folder="whole")
+    folders = [tmp_path / "branch", tmp_path / "whole"]
+    for ours, whole in zip(*map(saved_weights, folders), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    ours, whole = [sorted(path.name for path in each.iterdir()) for each in folders]
+    assert ours == whole
+
+
+@only_once
+@pytest.mark.slow
+def test_other_run_takes_nothing_of_a_branch_that_was_killed(
+    run, tmp_path, killed_branch
+):
+    assert run("--no-figures", "--seed", 1, folder="branch") == (0, "")
+    history = read_history(tmp_path / "branch" / "history.csv")
+    assert [row["train_seconds"] > 0 for row in history] == [True, True]
+
+
 @pytest.mark.slow
 def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
     flags = ["--epochs", 4, "--finetune-epoch", 2, "--mixup", 0.2]

@@ -21,6 +21,8 @@ from image_experiment.losses import (
 )
 
 BRANCH = "branch.npz"
+BEGUN = "settings.json.unfinished"
+OF_BRANCH = ("backup.npz", "history.csv")  # what a branch takes over
 
 
 def run(experiment, argv=None, description=""):
@@ -91,24 +93,13 @@ def open_folder(args, images):
     folder, kept = args.output_dir, args.output_dir / "settings.json"
     refuse_remains(folder, kept)
     if kept.exists():
-        if not args.resume:
-            raise BadInputError(
-                f"{folder} holds a run already. Pass --resume to go on with it, or "
-                "another --output-dir."
-            )
-        refuse_changes(read_json(kept), this, f"the run in {folder}")
-        if (folder / "backup.npz").exists():
-            read_arrays(folder / "backup.npz", ("state",))  # or tells what is wrong
-        return not (folder / "result.json").exists()
+        return goes_on(args, this)
     if args.resume:
         print(f"{folder} holds no run yet: a new one begins.")
     if args.branch_from:
         check_branch(args, this)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if args.branch_from:
-            start_branch(args)
-        reporting.write_whole(kept, json.dumps(this, indent=1))
+        begin(args, this)
     except OSError as error:
         raise BadInputError(
             f"--output-dir {folder} cannot be written ({error.strerror})."
@@ -116,9 +107,43 @@ def open_folder(args, images):
     return True
 
 
+def goes_on(args, this):
+    """Whether there is something left to do of the run in the folder; checks it."""
+    folder = args.output_dir
+    if not args.resume:
+        raise BadInputError(
+            f"{folder} holds a run already. Pass --resume to go on with it, or "
+            "another --output-dir."
+        )
+    then = read_json(folder / "settings.json")
+    refuse_changes(then, this, f"the run in {folder}")
+    if (folder / "backup.npz").exists():
+        read_arrays(folder / "backup.npz", ("state",))  # or tells what is wrong
+    return not (folder / "result.json").exists()
+
+
+def begin(args, this):
+    """Makes the folder of a run; it is one from the rename on, which is the last step.
+
+    A start that was killed before leaves `BEGUN`, by which the next one knows that
+    what else is there is of no run.
+    """
+    folder = args.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / BEGUN).exists():
+        for name in OF_BRANCH:
+            (folder / name).unlink(missing_ok=True)
+    (folder / BEGUN).write_text(json.dumps(this, indent=1) + "\n")
+    if args.branch_from:
+        start_branch(args)
+    (folder / BEGUN).replace(folder / "settings.json")
+
+
 def refuse_remains(folder, kept):
     """Raises where files of a run lie without its settings: whose are they?"""
-    names = ("backup.npz", "history.csv", "result.json", "model.keras", BRANCH)
+    names = ["result.json", "model.keras", BRANCH]
+    if not (folder / BEGUN).exists():
+        names += OF_BRANCH
     there = [name for name in names if (folder / name).exists()]
     if there and not kept.exists():
         raise BadInputError(
