@@ -15,6 +15,11 @@ with the network, margin 0.2, lambda 3. `modern_n1_fixed` has cosine decay, labe
 smoothing and longer training on the same network, to be chosen with `--held-out 5000`
 first. Such runs have a folder of their own, `held_out_5000` in `--output-dir`, and
 nothing of them is copied.
+
+All rows train at the paper's rate, unless `--choose-rates 0.03 0.1 --held-out 5000`
+says to train each, with a seed of its own, at each of these rates on all but 5000
+training images first. It then takes the rate of highest accuracy on these. The
+`result.json` that is copied tells what it was chosen by, under "choice".
 """
 
 import argparse
@@ -31,7 +36,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
-from image_experiment.comparisons import LOSSES, share_gpu
+from image_experiment.comparisons import LOSSES, best_rate, share_gpu
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "images"
@@ -45,6 +50,7 @@ OTHER_LOSSES = (
     "l_softmax_m2",
     "hinge",
 )
+CHOOSING_SEED = 100  # of the runs by which rates are chosen
 MODERN = ["--schedule", "cosine", "--epochs", "200", "--label-smoothing", "0.1"]
 
 
@@ -56,6 +62,16 @@ class Row:
     example: str
     flags: list
     parent: str | None = None
+    choice: dict | None = None  # by which the learning rate was chosen
+
+    @property
+    def kind(self):
+        return kind_of(self.name)
+
+
+def kind_of(name):
+    """The name of a row without its seed."""
+    return name.rsplit("_seed", 1)[0]
 
 
 @dataclasses.dataclass
@@ -71,6 +87,10 @@ class Progress:
         """Rows that can start: the run that they branch from, if any, is finished."""
         names = {None, *(row.name for row in self.finished)}
         return [row for row in self.waiting if row.parent in names]
+
+    def stopped(self):
+        """Whether there was something left to do at the end."""
+        return bool(self.running or self.ready())
 
     def summary(self):
         rows = len(self.waiting + self.running + self.finished + self.failed)
@@ -105,6 +125,86 @@ def _rows_of(example, seed):
     return [*pedcc(1), *pedcc(2), recipe, *others, *pedcc(3), modern]
 
 
+def run_phases(args, signals=()):
+    """Chooses the rates if asked to, then trains the rows; returns the last progress.
+
+    Rows of which no run came to its end while rates were chosen count as failed.
+    """
+    if not args.choose_rates:
+        return run_all(args.rows, args, signals)
+    progress = run_all(choosing_rows(args), held_out_args(args), signals)
+    if progress.stopped():
+        return progress
+    kinds = dict.fromkeys(row.kind for row in args.rows)
+    choices = {kind: choice_of(kind, args) for kind in kinds}
+    rows = [at_chosen_rate(row, choices) for row in args.rows if choices[row.kind]]
+    progress = run_all(rows, args, signals)
+    progress.failed += [row for row in args.rows if not choices[row.kind]]
+    return progress
+
+
+def choosing_rows(args):
+    """Each of the rows once for each rate, seeds aside."""
+    kinds = {row.kind for row in args.rows}
+    rows = make_rows(args.experiments, [CHOOSING_SEED])
+    return [
+        at_rate(row, rate, row.parent)
+        for rate in args.choose_rates
+        for row in rows
+        if row.kind in kinds
+    ]
+
+
+def at_rate(row, rate, parent=None, choice=None):
+    """A row at this rate, and the one it branches from, if any, at the same."""
+    flags = [*row.flags, "--learning-rate", str(rate)]
+    parent = parent and rated(parent, rate)
+    return Row(rated(row.name, rate), row.example, flags, parent, choice)
+
+
+def rated(name, rate):
+    return f"_rate{rate:g}_seed".join(name.rsplit("_seed", 1))
+
+
+def at_chosen_rate(row, choices):
+    """A row at its rate; it branches from the fixed run if that takes the same."""
+    choice, parent = choices[row.kind], row.parent
+    rate = choice["learning_rate"]
+    of_parent = choices[kind_of(parent)] if parent else None
+    if not (of_parent and of_parent["learning_rate"] == rate):
+        parent = None
+    return at_rate(row, rate, parent, choice)
+
+
+def choice_of(kind, args):
+    """The best rate of a row and what it was chosen by; None without results."""
+    folder, tried = held_out_args(args).output_dir, {}
+    for rate in args.choose_rates:
+        name = rated(f"{kind}_seed{CHOOSING_SEED}", rate)
+        path = folder / name / "result.json"
+        if path.exists():
+            result = json.loads(path.read_text())
+            tried[rate] = {name: result[name] for name in ("accuracy", "diverged")}
+    if not tried:
+        print(f"{kind}: no rate could be chosen, see the logs in {folder}")
+        return None
+    best = best_rate({rate: [result] for rate, result in tried.items()})
+    print(f"{kind}: rate {best:g}", flush=True)
+    return {
+        "learning_rate": best,
+        "held_out": args.held_out,
+        "seed": CHOOSING_SEED,
+        "tried": {f"{rate:g}": result for rate, result in tried.items()},
+    }
+
+
+def held_out_args(args):
+    """The settings of runs that are scored on held-out training images."""
+    folder = args.output_dir / f"held_out_{args.held_out}"
+    flags = [*args.flags, "--held-out", str(args.held_out)]
+    return argparse.Namespace(**{**vars(args), "output_dir": folder, "flags": flags})
+
+
 def run_all(rows, args, signals=()):
     """Runs the rows, at most `args.jobs` at once, until there is a signal.
 
@@ -113,11 +213,10 @@ def run_all(rows, args, signals=()):
     Returns:
         `Progress`.
     """
-    deadline = time.monotonic() + 60 * args.minutes
     progress = Progress(waiting=list(rows))
     try:
         while progress.ready() or progress.running:
-            if signals or time.monotonic() >= deadline:
+            if signals or time.monotonic() >= args.deadline:
                 break
             take_in_ended(progress, args)
             start_ready(progress, args)
@@ -161,7 +260,10 @@ def take_in_result(row, args):
     print(f"{row.name}: finished, {accuracy}", flush=True)
     if scored_on == "test images":
         args.results_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, args.results_dir / f"{row.name}.json")
+        copy = args.results_dir / f"{row.name}.json"
+        shutil.copy(path, copy)
+        if row.choice:
+            copy.write_text(json.dumps({**result, "choice": row.choice}, indent=1))
 
 
 def start(row, args):
@@ -208,9 +310,14 @@ def parse_args(argv):
             names = ", ".join(row.name for row in rows)
             parser.error(f"--only {words} is in the name of no row. They are: {names}.")
     args.rows = chosen_rows(rows, args.only)
-    if args.held_out:
-        args.output_dir /= f"held_out_{args.held_out}"
-        args.flags += ["--held-out", str(args.held_out)]
+    args.deadline = time.monotonic() + 60 * args.minutes
+    if not args.choose_rates:
+        return held_out_args(args) if args.held_out else args
+    args.choose_rates = list(dict.fromkeys(args.choose_rates))
+    if not args.held_out:
+        parser.error("--choose-rates needs --held-out: how many images to choose by")
+    if any(flag.startswith("--learning-rate") for flag in args.flags):
+        parser.error("--choose-rates contradicts --learning-rate: leave one out")
     return args
 
 
@@ -231,9 +338,11 @@ def _make_parser():
     )
     add("--only", nargs="+", metavar="NAME", help=only)
     add("--jobs", type=at_least(1), default=1, help="runs at once")
-    add("--minutes", type=minutes, default=float("inf"), help="stop after so many")
+    add("--minutes", type=above_0, default=float("inf"), help="stop after so many")
     held_out = "choose settings: as of the examples. In a folder of its own, not copied"
     add("--held-out", type=at_least(0), default=0, help=held_out)
+    rates = "learning rates, of which each row takes the best on --held-out images"
+    add("--choose-rates", nargs="+", type=above_0, metavar="RATE", help=rates)
     add("--data-dir", type=pathlib.Path, help="as of the examples")
     add("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/paper_tables"))
     add("--results-dir", type=pathlib.Path, default=RESULTS, help="for result.json")
@@ -251,7 +360,7 @@ def at_least(low):
     return whole_number
 
 
-def minutes(text):
+def above_0(text):
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return float(text)
@@ -275,7 +384,7 @@ def main(argv=None):
     args = parse_args(argv)
     print(f"{len(args.rows)} runs: {', '.join(row.name for row in args.rows)}")
     with noted_signals() as signals:
-        progress = run_all(args.rows, args, signals)
+        progress = run_phases(args, signals)
     if signals:
         return 128 + signals[0]
     return 1 if progress.failed else 0

@@ -43,6 +43,7 @@ import argparse, json, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--output-dir", type=pathlib.Path)
 parser.add_argument("--held-out", type=int, default=0)
+parser.add_argument("--learning-rate", type=float, default=0.1)
 args, rest = parser.parse_known_args()
 args.output_dir.mkdir(parents=True, exist_ok=True)
 def leave(name, content):
@@ -56,7 +57,16 @@ if "--never-ends" in rest:
 if "--fails" in rest:
     sys.exit(1)
 scored_on = "held-out training images" if args.held_out else "test images"
-leave("result.json", {"accuracy": 0.5, "data": {"scored_on": scored_on}})
+fixed = "--fixed" in rest
+diverged = args.learning_rate > 1
+accuracy = 0.5 + 0.1 * (args.learning_rate == (0.03 if fixed else 0.1)) + 0.3 * diverged
+leave("settings.json", sys.argv[1:])
+leave("result.json", {
+    "accuracy": accuracy if args.held_out else 0.5,
+    "data": {"scored_on": scored_on},
+    "diverged": diverged,
+})
+sys.exit(diverged)
 """
 
 
@@ -244,7 +254,7 @@ def test_paper_tables_copy_results_on_the_test_images(tables, tmp_path):
 
 def test_paper_tables_keep_held_out_results_apart(tables, tmp_path):
     ended = finished(tables, "--only", "emnist_hinge", "--held-out", "500")
-    assert "50.00 % of the held-out training images" in ended.stdout
+    assert "60.00 % of the held-out training images" in ended.stdout
     folder = tmp_path / "runs" / "held_out_500" / "emnist_hinge_seed0"
     assert (folder / "result.json").exists()
     assert not (tmp_path / "results").exists()
@@ -260,6 +270,12 @@ def test_paper_tables_keep_held_out_results_apart(tables, tmp_path):
         (["--minutes", "nan"], "--minutes: must be above 0, not nan"),
         (["--seeds", "0", "-1"], "--seeds: must be at least 0, not -1"),
         (["--held-out", "-5"], "--held-out: must be at least 0, not -5"),
+        (["--choose-rates", "0"], "--choose-rates: must be above 0, not 0"),
+        (["--choose-rates", "0.1"], "--choose-rates needs --held-out"),
+        (
+            ["--choose-rates", "0.1", "--held-out", "9", "--learning-rate", "1"],
+            "--choose-rates contradicts --learning-rate",
+        ),
         (["--only", "hinge", "n7"], "--only n7 is in the name of no row"),
     ],
 )
@@ -268,6 +284,76 @@ def test_paper_tables_refuse_what_is_out_of_range(flags, message, capsys):
         paper_tables.parse_args(flags)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+CHOOSE = ["--held-out", "500", "--jobs", "4", "--choose-rates"]
+
+
+def test_rows_take_their_best_rates_on_held_out_images(tables, tmp_path):
+    flags = [*CHOOSE, "0.03", "0.1", "0.1", "--seeds", "0", "1"]
+    ended = finished(tables, "--only", "emnist_pedcc_n1_fixed", *flags)
+    assert "2 of 2 runs are finished, 0 failed" in ended.stdout
+    assert ended.stdout.count("rate0.1_seed100: starts") == 1
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    wanted = {f"emnist_pedcc_n1_fixed_rate0.03_seed{seed}.json" for seed in (0, 1)}
+    assert names == wanted
+    result = json.loads((tmp_path / "results" / min(wanted)).read_text())
+    assert result["data"]["scored_on"] == "test images"
+    assert result["choice"] == {
+        "learning_rate": 0.03,
+        "held_out": 500,
+        "seed": 100,
+        "tried": {
+            "0.03": {"accuracy": 0.6, "diverged": False},
+            "0.1": {"accuracy": 0.5, "diverged": False},
+        },
+    }
+
+
+def argv_of(folder):
+    return json.loads((folder / "settings.json").read_text())
+
+
+def test_tuned_row_branches_from_the_fixed_one_of_its_rate_alone(tables, tmp_path):
+    flags = ["--only", "emnist_pedcc_n1_tuned", *CHOOSE]
+    assert finished(tables, *flags, "0.03", "0.1").returncode == 0
+    runs = tmp_path / "runs"
+    tried = argv_of(runs / "held_out_500" / "emnist_pedcc_n1_tuned_rate0.03_seed100")
+    parent = runs / "held_out_500" / "emnist_pedcc_n1_fixed_rate0.03_seed100"
+    assert tried[tried.index("--branch-from") + 1] == str(parent)
+    # The best rates differ: 0.03 of the fixed one, 0.1 of this.
+    assert "--branch-from" not in argv_of(runs / "emnist_pedcc_n1_tuned_rate0.1_seed0")
+
+
+def test_tuned_row_branches_where_both_take_one_rate(tables, tmp_path):
+    finished(tables, "--only", "emnist_pedcc_n1_tuned", *CHOOSE, "0.1")
+    tuned = argv_of(tmp_path / "runs" / "emnist_pedcc_n1_tuned_rate0.1_seed0")
+    parent = tmp_path / "runs" / "emnist_pedcc_n1_fixed_rate0.1_seed0"
+    assert tuned[tuned.index("--branch-from") + 1] == str(parent)
+
+
+def test_rate_that_diverged_on_held_out_images_is_not_taken(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge", *CHOOSE, "3", "0.03")
+    assert "emnist_hinge: rate 0.03" in ended.stdout
+    path = tmp_path / "results" / "emnist_hinge_rate0.03_seed0.json"
+    tried = json.loads(path.read_text())["choice"]["tried"]
+    assert tried["3"] == {"accuracy": 0.8, "diverged": True}
+    assert ended.returncode == 0
+
+
+def test_row_without_any_result_to_choose_by_fails(tables, tmp_path):
+    ended = finished(tables, "--only", "emnist_hinge", *CHOOSE, "0.03", "--fails")
+    assert "emnist_hinge: no rate could be chosen, see the logs in" in ended.stdout
+    assert ended.returncode == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_choosing_that_is_stopped_trains_nothing_more(tables, tmp_path):
+    flags = ["--only", "emnist_hinge", *CHOOSE, "0.03", "--never-ends"]
+    ended = finished(tables, *flags, "--minutes", "0.03")
+    assert "0 of 1 runs are finished, 0 failed, 1 stopped" in ended.stdout
+    assert "emnist_hinge: " not in ended.stdout
+    assert not (tmp_path / "runs" / "emnist_hinge_rate0.03_seed0").exists()
 
 
 def pid_of(folder, limit=20):
