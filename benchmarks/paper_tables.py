@@ -50,6 +50,7 @@ OTHER_LOSSES = (
     "l_softmax_m2",
     "hinge",
 )
+EXAMPLES = ("cifar100", "emnist")
 CHOOSING_SEED = 100  # of the runs by which rates are chosen
 MODERN = ["--schedule", "cosine", "--epochs", "200", "--label-smoothing", "0.1"]
 
@@ -328,8 +329,7 @@ def _make_parser():
         epilog="Further flags go to every run, as --mixed-precision.",
     )
     add = parser.add_argument
-    names = ("cifar100", "emnist")
-    add("--experiments", nargs="+", default=list(names), choices=names)
+    add("--experiments", nargs="+", default=list(EXAMPLES), choices=EXAMPLES)
     add("--seeds", type=at_least(0), nargs="+", default=[0], help="of every row")
     only = (
         "rows whose name has one of these in it as whole words, and those they branch "
