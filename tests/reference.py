@@ -43,6 +43,26 @@ def margin_entropy(labels, cosines, lower, scales):
     return np.array(losses)
 
 
+def margin_gradient(labels, cosines, lower, slope, scales):
+    """Gradient of `margin_entropy` over the cosines; `slope` is that of `lower`.
+
+    `s_j p_j` for the other classes, with p the softmax, `-s_y (1 - p_y) slope_y` for
+    the own one.
+    """
+    cosines = np.asarray(cosines, "float64")
+    scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
+    own = np.arange(len(cosines)), np.asarray(labels, int)
+    scores = scales * cosines
+    scores[own] = scales[own] * [lower(cosine) for cosine in cosines[own]]
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    shares[own] = 0
+    gradient = scales * shares
+    slopes = np.array([slope(cosine) for cosine in cosines[own]])
+    gradient[own] = -scales[own] * shares.sum(axis=1) * slopes
+    return gradient
+
+
 def soft_margin_entropy(targets, cosines, lower, scales):
     """The same for soft labels: each class gets its share of the lowering."""
     targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
@@ -62,12 +82,31 @@ def turned(cosine, margin):
     return np.cos(angle) + np.cos(margin) - 1
 
 
+def turned_slope(cosine, margin):
+    """The slope of `turned` over the cosine, with a sine of at least 1e-3."""
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if angle + margin > np.pi:
+        return 1.0
+    if np.sin(angle) < 1e-3:
+        return np.cos(margin) + np.sin(margin) * cosine / 1e-3
+    return np.sin(angle + margin) / np.sin(angle)
+
+
 def multiplied(cosine, multiple):
     """The cosine of A-Softmax and L-Softmax."""
     angle = np.arccos(np.clip(cosine, -1, 1))
     for k in range(multiple):
         if angle <= (k + 1) * np.pi / multiple or k == multiple - 1:
             return (-1) ** k * np.cos(multiple * angle) - 2 * k
+
+
+def multiplied_slope(cosine, multiple):
+    """The slope of `multiplied` over the cosine; 0 at each kink, on both sides."""
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if np.sin(angle) < 1e-7:
+        return multiple**2  # what the quotient goes to
+    k = min(int(angle * multiple / np.pi), multiple - 1)
+    return (-1) ** k * multiple * np.sin(multiple * angle) / np.sin(angle)
 
 
 def arcface(labels, cosines, scale, margin):
