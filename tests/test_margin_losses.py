@@ -100,6 +100,14 @@ def test_gradient_is_finite_and_pulls_to_the_own_class(rng, loss, one_hot, kind)
         assert (gradient[~own] >= 0).all()
 
 
+@pytest.mark.parametrize("margin", [3.1, 3.1411, np.pi])
+def test_arcface_never_pushes_from_the_own_class(margin):
+    own = np.cos(np.geomspace(1e-5, np.pi, 50)).astype("float32")
+    row = np.stack([np.append(own, 1), np.zeros(51)], axis=1).astype("float32")
+    found = gradient_of(lambda c: arcface_loss(np.zeros(51), c, margin=margin), row)
+    assert (found[:, 0] <= 0).all()
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("soft", [False, True])
 def test_margin_zero_is_scaled_cross_entropy(rng, loss, soft):

@@ -241,7 +241,8 @@ def _turned(cosines, margin):
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            slope = cos_m + sin_m * cosines / ops.maximum(sine, 1e-3)
+            # For margins next to pi, it would be below 0 where the sine is cut off.
+            slope = ops.relu(cos_m + sin_m * cosines / ops.maximum(sine, 1e-3))
             return upstream * ops.where(inside, slope, ops.ones_like(slope))
 
         return value, gradient
