@@ -15,7 +15,6 @@ from tensors import (
 import keras_pedcc
 from keras_pedcc import AMSoftmaxLoss, ArcFaceLoss, CosineDense, PEDCCDense, PEDCCLoss
 from keras_pedcc.losses import am_softmax_loss, arcface_loss, pedcc_loss
-from keras_pedcc.vectors import unit_vectors
 
 LOSSES = {am_softmax_loss: AMSoftmaxLoss, arcface_loss: ArcFaceLoss}
 MARGINS = (0.0, 0.2, 0.5, 1.0, 3.0)
@@ -273,39 +272,6 @@ def test_class_weights_are_sample_weights(rng):
     vector = numpy_of(am_softmax_loss(labels, cosines))
     expected = (np.array([1, 5, 0])[labels] * vector).mean()
     assert_allclose(history.history["loss"][0], expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "ours"),
-    [
-        ("CosFaceLoss", {"margin": 0.35}, AMSoftmaxLoss(15.0, 0.35)),
-        ("ArcFaceLoss", {"margin": np.degrees(0.5)}, ArcFaceLoss(15.0, 0.5)),
-    ],
-)
-def test_other_library_agrees(rng, name, arguments, ours):
-    others = pytest.importorskip("pytorch_metric_learning.losses")
-    import torch
-
-    theirs = getattr(others, name)(10, 6, scale=15, **arguments)
-    features = rng.standard_normal((32, 6)).astype("float32")
-    weights = theirs.W.detach().numpy()
-    centroids = weights / np.linalg.norm(weights, axis=0)
-    cosines = features @ centroids
-    cosines /= np.linalg.norm(features, axis=1, keepdims=True)
-    labels = cosines.argsort(axis=1)[:, -3]  # nowhere near 180 degrees
-    tensor = torch.tensor(features, requires_grad=True)
-    loss = theirs(tensor, torch.tensor(labels))
-    loss.backward()
-
-    def of_features(x):
-        units = unit_vectors(x)
-        return ours(
-            labels, ops.matmul(units, weights / np.linalg.norm(weights, axis=0))
-        )
-
-    assert_allclose(of_features(ops.convert_to_tensor(features)), loss.item())
-    found = gradient_of(of_features, features)
-    assert_allclose(found, tensor.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_pedcc_keeps_a_margin_for_each_class():

@@ -2,7 +2,6 @@ import keras
 import numpy as np
 import pytest
 import reference
-from keras import ops
 from tensors import (
     KINDS,
     assert_allclose,
@@ -251,34 +250,3 @@ def test_weaker_annealing_changes_what_a_compiled_step_computes(rng):
         annealing = 1000 / (2.0 + epoch) ** 2
         expected = l_softmax_loss(y, outputs, margin=2, annealing=annealing)
         assert_allclose(found, numpy_of(expected).mean())
-
-
-# It reads PyTorch tensors through an older protocol of NumPy.
-@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "multiple"),
-    [("SphereFaceLoss", 4), ("LargeMarginSoftmaxLoss", 2), ("SphereFaceLoss", 3)],
-)
-def test_other_library_agrees(rng, name, multiple):
-    others = pytest.importorskip("pytorch_metric_learning.losses")
-    import torch
-
-    theirs = getattr(others, name)(10, 6, margin=multiple, scale=1)
-    head = CosineDense(10, return_norm=True)
-    loss = a_softmax_loss
-    if name == "LargeMarginSoftmaxLoss":
-        head, loss = ProductDense(10), l_softmax_loss
-    features = rng.standard_normal((32, 6)).astype("float32")
-    head.build((None, 6))
-    head.centroids.assign(theirs.W.detach().numpy().T)
-    labels = np.arange(32) % 10
-    tensor = torch.tensor(features, requires_grad=True)
-    value = theirs(tensor, torch.tensor(labels))
-    value.backward()
-
-    def of_features(x):
-        return ops.mean(loss(labels, head(x), margin=multiple))
-
-    assert_allclose(of_features(ops.convert_to_tensor(features)), value.item())
-    found = gradient_of(of_features, features)
-    assert_allclose(found, tensor.grad.numpy(), rtol=1e-4, atol=1e-6)
