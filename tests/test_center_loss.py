@@ -153,6 +153,16 @@ def test_loss_refuses():
         center_loss([0], plain)
 
 
+@pytest.mark.parametrize("name", ["distances", "center_distances"])
+@pytest.mark.parametrize("shape", [(12, 5), (12, 1), (3, 4), (12,)])
+def test_loss_refuses_distances_of_another_shape(batch, name, shape):
+    features, logits, centers, labels = batch
+    outputs = outputs_of(features, logits, centers) | {name: np.ones(shape, "float32")}
+    message = rf"The {name} must have shape .*{name}.shape=\({shape[0]},.*CenterDense"
+    with pytest.raises(ValueError, match=message):
+        center_loss(labels, outputs)
+
+
 def test_soft_label_of_nan_leaves_the_other_samples(rng):
     logits, distances = rng.normal(size=(2, 3, 4)).astype("float32") ** 2
     outputs = {"features": logits, "logits": logits, "distances": distances}

@@ -292,6 +292,7 @@ def test_config_survives_a_round_trip():
         ({"mse_root": 0}, "`mse_root` must be a whole number from 1 up"),
         ({"mse_root": 1.5}, "Received: mse_root=1.5"),
         ({"mse_root": True}, "Received: mse_root=True"),
+        ({"mse_root": np.array([1, 2])}, r"Received: mse_root=array\(\[1, 2\]\)"),
         ({"mse_root": 2, "reduction": "sum"}, "needs a mean as reduction"),
         ({"dtype": "bfloat16"}, "`dtype` must be"),
     ],

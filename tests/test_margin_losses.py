@@ -218,6 +218,8 @@ def test_config_survives_a_round_trip(kind, margin):
         ({"margin": 28.6}, "Received: margin=28.6"),
         ({"margin": [0.5, -1.0]}, r"Received: margin=-1.0"),
         ({"margin": "0.5"}, "Received: margin='0.5'"),
+        ({"margin": []}, r"one number, or one per class. Received: margin=\[\]"),
+        ({"margin": np.array([])}, "Pass as many as there are classes"),
         ({"dtype": "float16"}, "`dtype` must be"),
     ],
 )
@@ -229,6 +231,20 @@ def test_loss_refuses_constants(kind, arguments, message):
 def test_arcface_says_why_its_margin_has_an_end():
     with pytest.raises(ValueError, match=r"3.14159\] radians: above pi the loss would"):
         arcface_loss([0], np.zeros((1, 2)), margin=4.0)
+
+
+@pytest.mark.parametrize("loss", [am_softmax_loss, AMSoftmaxLoss, PEDCCLoss])
+def test_margin_of_cosines_says_why_it_has_an_end(loss):
+    given = ([0], np.zeros((1, 2))) if loss is am_softmax_loss else ()
+    with pytest.raises(ValueError, match=r"2\] in units of cosine: .* could never win"):
+        loss(*given, margin=2.1)
+
+
+def test_margin_of_2_lets_the_own_class_draw_at_best():
+    best = np.float32([[1.0, -1.0]])  # as far apart as cosines can be
+    wins = [am_softmax_loss([0], best, margin=margin) for margin in (1.9, 2.0)]
+    assert numpy_of(wins[0]) < np.log(2)
+    assert_allclose(wins[1], [np.log(2)])  # it only draws
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, pedcc_loss])

@@ -151,6 +151,20 @@ def test_lambda_is_the_published_one():
     assert_allclose(found, l_softmax)
 
 
+@pytest.mark.parametrize("steps", [-5, [0, -1], np.array([-1]), float("nan")])
+def test_lambda_refuses_negative_steps(steps):
+    with pytest.raises(ValueError, match="`iterations` must not be neg"):
+        annealing_lambda(steps)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_multiple_may_be_a_whole_float(rng, loss):
+    cosines, labels = make_cosines(rng, 10, "random")
+    outputs = outputs_of(loss, cosines, norms_of(loss, rng, cosines))
+    expected = numpy_of(loss(labels, outputs, margin=4))
+    assert_allclose(loss(labels, outputs, margin=4.0), expected)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("iterations", [0, 7, 10**6])
 def test_class_takes_lambda_from_the_steps(rng, loss, iterations):
@@ -183,6 +197,7 @@ def test_config_survives_a_round_trip(kind):
         ({"margin": 1.5}, "Received: margin=1.5"),
         ({"margin": 9}, "only whole multiples fall with the angle"),
         ({"margin": True}, "Received: margin=True"),
+        ({"margin": np.array([1, 2])}, r"Received: margin=array\(\[1, 2\]\)"),
         ({"annealing_base": -1.0}, "`annealing_base` must be a number"),
         ({"annealing_gamma": float("inf")}, "`annealing_gamma` must be"),
         ({"annealing_power": "1"}, "`annealing_power` must be"),

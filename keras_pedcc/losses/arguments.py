@@ -9,8 +9,7 @@ from keras import ops
 
 def check_range(name, value, low, high, open_below=False, why=""):
     """Raises a `ValueError` unless `value` is a number from `low` to `high`."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    above = number and (value > low if open_below else value >= low)
+    above = is_number(value) and (value > low if open_below else value >= low)
     if not (above and value <= high and value != float("inf")):
         left, right = "(" if open_below else "[", ")" if high == float("inf") else "]"
         raise ValueError(
@@ -24,6 +23,15 @@ def check_scale(scale):
     check_range("scale", scale, 0.0, float("inf"), open_below=True)
 
 
+def check_cosine_margin(margin):
+    """Raises unless a margin on the cosine, or each of one per class, can be kept."""
+    why = (
+        " in units of cosine: cosines differ by 2 at most, and with more the own "
+        "class could never win"
+    )
+    check_margin(margin, 2.0, why)
+
+
 def check_margin(margin, high, why=""):
     """Raises unless a margin, or each of one per class, is from 0 to `high`.
 
@@ -31,6 +39,11 @@ def check_margin(margin, high, why=""):
     """
     if is_tensor(margin):
         return
+    if is_sequence(margin) and len(margin) == 0:
+        raise ValueError(
+            "`margin` must be one number, or one per class. Received: "
+            f"margin={margin!r}. Pass as many as there are classes."
+        )
     for each in margin if is_sequence(margin) else [margin]:
         check_range("margin", each, 0.0, high, why=why)
 
@@ -43,6 +56,11 @@ def check_dtype(dtype):
             f"labels. Received: dtype={dtype!r}. Leave it out."
         )
     return dtype or "float32"
+
+
+def is_number(value):
+    """Whether a value is a real number of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_tensor(value):

@@ -144,4 +144,16 @@ def _entry(y_pred, name, logits):
             f'`y_pred` must be a dict with the key "{name}". Received: {keys}. Make '
             "the head `CenterDense(num_classes)`."
         )
-    return ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype)
+    entry = ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype)
+    _check_shape(name, tuple(entry.shape), tuple(logits.shape))
+    return entry
+
+
+def _check_shape(name, shape, wanted):
+    pairs = zip(shape, wanted, strict=False)
+    fits = all(None in pair or pair[0] == pair[1] for pair in pairs)
+    if len(shape) != 2 or not fits:
+        raise ValueError(
+            f"The {name} must have shape (batch, num_classes). Received: {name}.shape="
+            f"{shape}, logits.shape={wanted}. Make the head `CenterDense(num_classes)`."
+        )

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_pedcc.labels import logits_of, prepare
 from keras_pedcc.losses.arguments import (
+    check_cosine_margin,
     check_dtype,
     check_margin,
     check_scale,
@@ -62,7 +63,7 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     Softmax for Face Verification", 2018, eq. 6.
     """
     check_scale(scale)
-    check_margin(margin, 2.0)
+    check_cosine_margin(margin)
     return additive_entropy(*prepare(y_true, y_pred), scale, margin)
 
 
@@ -154,7 +155,7 @@ class AMSoftmaxLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.scale = check_scale_or_auto(scale)
         self.warned = False
-        check_margin(margin, 2.0)
+        check_cosine_margin(margin)
         self.margin = plain_margin(margin)
         self.margin_share = None
 

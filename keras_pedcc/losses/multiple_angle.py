@@ -1,12 +1,14 @@
 """Losses that multiply the angle: A-Softmax (SphereFace) and L-Softmax."""
 
 import math
+import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_pedcc.labels import prepare
-from keras_pedcc.losses.arguments import check_dtype, check_range, is_tensor
+from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
 from keras_pedcc.losses.entropy import margin_entropy
 
 
@@ -100,7 +102,8 @@ def annealing_lambda(iterations, *, base=1000.0, gamma=0.12, power=1.0, least=5.
     least=0`.
 
     Args:
-        iterations: Training steps so far, tensor of any shape.
+        iterations: Training steps so far, not negative, of any shape. A tensor is
+            taken as it is.
         base: Float, not negative. Lambda before the first step.
         gamma: Float, not negative, per step.
         power: Float, not negative.
@@ -110,7 +113,7 @@ def annealing_lambda(iterations, *, base=1000.0, gamma=0.12, power=1.0, least=5.
         Tensor of the same shape, float32.
 
     Raises:
-        ValueError: A constant is out of range.
+        ValueError: A constant is out of range, or a number of steps is negative.
 
     Example:
 
@@ -121,6 +124,7 @@ def annealing_lambda(iterations, *, base=1000.0, gamma=0.12, power=1.0, least=5.
     Recognition", 2017, appendix.
     """
     _check_annealing(base, gamma, power, least)
+    _check_steps(iterations)
     # As a power of e: float32 does not lose the digits of small gammas.
     steps = ops.cast(ops.convert_to_tensor(iterations), "float32")
     return ops.maximum(base * ops.exp(-power * ops.log1p(gamma * steps)), least)
@@ -172,8 +176,7 @@ class ASoftmaxLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        _check_multiple(margin)
-        self.margin = int(margin)
+        self.margin = _check_multiple(margin)
         constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
         _keep_annealing(self, *constants)
 
@@ -229,8 +232,7 @@ class LSoftmaxLoss(keras.losses.Loss):
         dtype="float32",
     ):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        _check_multiple(margin)
-        self.margin = int(margin)
+        self.margin = _check_multiple(margin)
         constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
         _keep_annealing(self, *constants)
 
@@ -244,14 +246,14 @@ class LSoftmaxLoss(keras.losses.Loss):
 
 def _lowering(margin, annealing, logits):
     """`cos -> (lambda cos + psi) / (1 + lambda)`, with checked constants."""
-    _check_multiple(margin)
+    multiple = _check_multiple(margin)
     if not is_tensor(annealing):
         check_range("annealing", annealing, 0.0, float("inf"))
     dtype = keras.backend.standardize_dtype(logits.dtype)
     weight = ops.convert_to_tensor(annealing, dtype)
     if len(weight.shape) == 1:
         weight = ops.expand_dims(weight, 1)
-    return lambda cos: (weight * cos + _multiplied(cos, margin)) / (1 + weight)
+    return lambda cos: (weight * cos + _multiplied(cos, multiple)) / (1 + weight)
 
 
 def _multiplied(cosines, multiple):
@@ -285,18 +287,29 @@ def _norm_of(y_pred, shape, logits):
 
 
 def _check_multiple(margin):
-    if isinstance(margin, bool) or margin not in range(1, 9):
+    """Returns `margin` as an int, or raises a `ValueError`."""
+    if not is_number(margin) or margin not in range(1, 9):
         raise ValueError(
             "`margin` must be a whole number from 1 to 8: the angle is taken that many "
             "times, and only whole multiples fall with the angle throughout. "
             f"Received: margin={margin!r}. Pass an int."
         )
+    return int(margin)
 
 
 def _check_annealing(base, gamma, power, least, prefix=""):
     constants = {"base": base, "gamma": gamma, "power": power, "least": least}
     for name, value in constants.items():
         check_range(prefix + name, value, 0.0, float("inf"))
+
+
+def _check_steps(iterations):
+    known = isinstance(iterations, numbers.Real | np.ndarray | list | tuple)
+    if known and not (np.asarray(iterations) >= 0).all():
+        raise ValueError(
+            "`iterations` must not be negative. Received: "
+            f"iterations={iterations!r}. Pass the training steps so far."
+        )
 
 
 def _keep_annealing(loss, base, gamma, power, least):

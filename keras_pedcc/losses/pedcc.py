@@ -5,10 +5,11 @@ from keras import ops
 
 from keras_pedcc.labels import logits_of, prepare
 from keras_pedcc.losses.arguments import (
+    check_cosine_margin,
     check_dtype,
-    check_margin,
     check_range,
     check_scale,
+    is_number,
     plain_margin,
     warmed_margin,
     weighted,
@@ -191,9 +192,9 @@ class PEDCCLoss(keras.losses.Loss):
 def check_constants(scale, margin, mse_weight, mse_root):
     """Raises a `ValueError` unless the constants of eq. 10 are in range."""
     check_scale(scale)
-    check_margin(margin, 2.0)
+    check_cosine_margin(margin)
     check_range("mse_weight", mse_weight, 0.0, float("inf"))
-    if isinstance(mse_root, bool) or mse_root not in range(1, 1000):
+    if not is_number(mse_root) or mse_root not in range(1, 1000):
         raise ValueError(
             "`mse_root` must be a whole number from 1 up (the paper compares 1, 2 "
             f"and 3). Received: mse_root={mse_root!r}. Pass an int."

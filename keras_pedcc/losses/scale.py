@@ -6,7 +6,12 @@ import warnings
 from keras import ops
 
 from keras_pedcc.checks import check_whole
-from keras_pedcc.losses.arguments import check_margin, check_scale, is_sequence
+from keras_pedcc.losses.arguments import (
+    check_cosine_margin,
+    check_margin,
+    check_scale,
+    is_sequence,
+)
 
 # What "auto" lets the loss reach: about what the paper's s = 15 does for 100 classes.
 AUTO_FLOOR = 0.05
@@ -38,7 +43,7 @@ def loss_floor(num_classes, *, scale=15.0, margin=0.5):
     """
     check_whole(2, num_classes=num_classes)
     check_scale(scale)
-    check_margin(margin, 2.0)
+    check_cosine_margin(margin)
     return _floor(num_classes, scale, 1 - margin)
 
 
