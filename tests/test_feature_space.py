@@ -217,6 +217,33 @@ def test_bad_input_is_told(capsys, tmp_path, flags, message):
     assert len(error.splitlines()) == 1
 
 
+def diverging(monkeypatch, name, *flags):
+    monkeypatch.setitem(feature_space.PULLED, name, [*feature_space.CENTER, *flags])
+    return [*NARROW, "--draw", "gradients", "--epochs", "1", "--limit", "320"]
+
+
+@pytest.mark.slow
+def test_center_loss_may_diverge(monkeypatch, capsys, tmp_path):
+    flags = diverging(monkeypatch, "Center loss", "--center-weight", "1e9")
+    assert feature_space.main([*flags, "--output-dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "result.json").read_text())["gradients"]
+    diverged = [name for name, result in found.items() if result["diverged"]]
+    assert diverged == ["Center loss"]
+    assert found["Center loss"]["lengths"]["epoch"] == [0]
+    assert found["Softmax"]["lengths"]["epoch"] == [0, 1]
+    lines = capsys.readouterr().out.splitlines()
+    assert "gradient Center loss: diverged" in lines
+    told = [line for line in lines if line.startswith("Center loss ")]
+    assert [line.endswith("  diverged") for line in told] == [True, True]
+    assert (tmp_path / "gradients.png").stat().st_size > 20_000
+
+
+def test_loss_of_the_paper_s_order_may_not_diverge(monkeypatch, capsys, tmp_path):
+    flags = diverging(monkeypatch, "Softmax", "--center-weight", "1e9")
+    assert feature_space.main([*flags, "--output-dir", str(tmp_path)]) == 2
+    assert "gradient Softmax: the loss is NaN after epoch 1" in capsys.readouterr().err
+
+
 @only_once
 @pytest.mark.slow
 def test_script_runs_and_goes_on(tmp_path):
