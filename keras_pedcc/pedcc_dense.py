@@ -129,13 +129,8 @@ class PEDCCDense(CosineDense):
             **kwargs,
         )
         check_whole(0, seed=seed)
-        if method not in METHODS:
-            raise ValueError(
-                f"`method` must be one of {METHODS}. Received: method={method!r}. "
-                "Leave it out for the best that is affordable."
-            )
         self.seed = int(seed)
-        self.method = method
+        self.method = _check_method(method)
         if keep_mean is None:
             keep_mean = kwargs["trainable"] and not self.streams
         self.keep_mean = _check_keep_mean(keep_mean, sampling_rate)
@@ -289,6 +284,15 @@ def _check_keep_mean(keep_mean, sampling_rate):
             f"{sampling_rate}. Leave one of them out."
         )
     return bool(keep_mean)
+
+
+def _check_method(method):
+    if method not in METHODS:
+        raise ValueError(
+            f"`method` must be one of {METHODS}. Received: method={method!r}. "
+            "Leave it out for the best that is affordable."
+        )
+    return method
 
 
 def _check_source(centroids, num_classes, dtype):

@@ -4,6 +4,14 @@ import keras
 
 from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
 
+# By what Keras calls it: name, and among how many nearest classes it looks.
+HITS = {
+    "accuracy": ("accuracy", 1),
+    "acc": ("accuracy", 1),
+    "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
+    "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
+}
+
 
 class StreamedLoss(keras.losses.Loss):
     """A loss with a margin on logits that are not held, reduced as that loss is."""
@@ -50,32 +58,27 @@ def split_metrics(metrics):
 
 def hits_of(metrics):
     """Name of each metric, and among how many nearest classes it looks for the own."""
-    kinds = {
-        "accuracy": ("accuracy", 1),
-        "acc": ("accuracy", 1),
-        "sparse_categorical_accuracy": ("sparse_categorical_accuracy", 1),
-        "sparse_top_k_categorical_accuracy": ("sparse_top_k_categorical_accuracy", 5),
-    }
-    found = []
-    for metric in metrics:
-        if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
-            found.append((metric.name, metric.k))
-        elif isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
-            found.append((metric.name, 1))
-        elif isinstance(metric, str) and metric in kinds:
-            found.append(kinds[metric])
-        else:
-            raise ValueError(
-                'With a head that streams the metrics of the logits are "accuracy" and '
-                "keras.metrics.SparseTopKCategoricalAccuracy(k). Received: "
-                f"{metric!r}. Leave it out, or make the head with streaming=False."
-            )
+    found = [_hit_of(metric) for metric in metrics]
     if len(dict(found)) < len(found):
         raise ValueError(
             "`metrics` must have different names. Received: "
             f"{[name for name, _ in found]}. Pass `name` to them."
         )
     return dict(found)
+
+
+def _hit_of(metric):
+    if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
+        return metric.name, metric.k
+    if isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
+        return metric.name, 1
+    if isinstance(metric, str) and metric in HITS:
+        return HITS[metric]
+    raise ValueError(
+        'With a head that streams the metrics of the logits are "accuracy" and '
+        f"keras.metrics.SparseTopKCategoricalAccuracy(k). Received: {metric!r}. Leave "
+        "it out, or make the head with streaming=False."
+    )
 
 
 def refuse_weighted(of_logits):
