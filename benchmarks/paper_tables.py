@@ -129,15 +129,15 @@ def _rows_of(example, seed):
 def run_phases(args, signals=()):
     """Chooses the rates if asked to, then trains the rows; returns the last progress.
 
-    Rows of which no run came to its end while rates were chosen count as failed.
+    Rows of which a rate could not be tried count as failed: they are not trained.
     """
     if not args.choose_rates:
         return run_all(args.rows, args, signals)
     progress = run_all(choosing_rows(args), held_out_args(args), signals)
     if progress.stopped():
         return progress
-    kinds = dict.fromkeys(row.kind for row in args.rows)
-    choices = {kind: choice_of(kind, args) for kind in kinds}
+    parents = {row.kind: row.parent and kind_of(row.parent) for row in args.rows}
+    choices = {kind: choice_of(kind, parents[kind], args) for kind in parents}
     rows = [at_chosen_rate(row, choices) for row in args.rows if choices[row.kind]]
     progress = run_all(rows, args, signals)
     progress.failed += [row for row in args.rows if not choices[row.kind]]
@@ -177,16 +177,17 @@ def at_chosen_rate(row, choices):
     return at_rate(row, rate, parent, choice)
 
 
-def choice_of(kind, args):
-    """The best rate of a row and what it was chosen by; None without results."""
+def choice_of(kind, parent, args):
+    """The best rate of a row and what it was chosen by; None if a result is missing.
+
+    A row that branches from a run that diverged did so, too.
+    """
     folder, tried = held_out_args(args).output_dir, {}
     for rate in args.choose_rates:
-        name = rated(f"{kind}_seed{CHOOSING_SEED}", rate)
-        path = folder / name / "result.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            tried[rate] = {name: result[name] for name in ("accuracy", "diverged")}
-    if not tried:
+        before = parent and tried_at(parent, rate, folder)
+        diverged = before if before and before["diverged"] else None
+        tried[rate] = diverged or tried_at(kind, rate, folder)
+    if None in tried.values():
         print(f"{kind}: no rate could be chosen, see the logs in {folder}")
         return None
     best = best_rate({rate: [result] for rate, result in tried.items()})
@@ -197,6 +198,16 @@ def choice_of(kind, args):
         "seed": CHOOSING_SEED,
         "tried": {f"{rate:g}": result for rate, result in tried.items()},
     }
+
+
+def tried_at(kind, rate, folder):
+    """What came out on held-out images; None without a result."""
+    name = rated(f"{kind}_seed{CHOOSING_SEED}", rate)
+    path = folder / name / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return {name: result[name] for name in ("accuracy", "diverged")}
 
 
 def held_out_args(args):

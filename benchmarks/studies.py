@@ -4,6 +4,7 @@
 """
 
 from centroid_study import BASELINE
+from compare_losses import as_text
 
 RECIPE = "with the network, margin 0.2, lambda 3"
 COLUMNS = {
@@ -19,13 +20,14 @@ def rows(studies):
     """A dict for each number of images: conditions, and `values` by column.
 
     A study with recipes at a rate of their own has two: one where each column is at
-    the rate of all, and one where they stand beside cross entropy at that.
+    the rate of all, and one where these recipes stand beside cross entropy, which is
+    at the rate of all in both.
     """
     found = []
     for study in studies:
         if study["data"]["scored_on"] == "test images":
             for ending in ("", SLOWER):
-                if RECIPE + ending in study["rows"]:
+                if {BASELINE, RECIPE + ending} <= study["rows"].keys():
                     found += _rows(study, ending)
     return sorted(found, key=lambda row: (row["images"], row["number"]))
 
@@ -37,6 +39,7 @@ def _rows(study, ending):
             "dataset": study["dataset"],
             "images": study["dataset"] + _condition(study) + ending,
             "number": number,
+            "fewest": max(1, round(number / study["settings"]["imbalance"])),
             "steps": steps,
             "values": {
                 name: study["rows"][own][str(number)]
@@ -61,13 +64,17 @@ def summary(studies):
     for row in rows(studies):
         values = row["values"]
         best = max(value["mean"] for value in values.values())
-        texts = [row["images"], f"{row['number']:,}", f"{row['steps']:,}"]
+        texts = [row["images"], _number(row), f"{row['steps']:,}"]
         texts += [_text(values.get(name), best) for name in COLUMNS]
-        gain = values[RECIPE]["difference"]
-        low, high = gain["interval"]
-        texts.append(f"{gain['mean']:+.1f} ({low:+.1f} to {high:+.1f})")
+        texts.append(as_text(values[RECIPE]["difference"], digits=1))
         lines.append("| " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _number(row):
+    """Images of a class, or of the first and of the last."""
+    number = f"{row['number']:,}"
+    return number if row["fewest"] == row["number"] else f"{number} to {row['fewest']}"
 
 
 def _text(value, best):

@@ -21,18 +21,22 @@ import sys
 import numpy as np
 from compare_losses import (
     EXPERIMENTS,
+    OF_CLASSES,
     Job,
     command_of,
     difference,
     diverged,
+    environment_of,
+    leave_out_repeats,
     note_of,
+    place_of,
     run_all,
     shared_settings,
     spread,
 )
 from image_experiment.comparisons import LOSSES
-from image_experiment.data import BadInputError
-from image_experiment.reporting import environment, write_whole
+from image_experiment.data import BadInputError, long_tail
+from image_experiment.reporting import write_whole
 
 TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
 MILDER, SLOW = LOSSES["pedcc_recipe"], ["--learning-rate", "0.02"]
@@ -56,7 +60,6 @@ RECIPES = {
     "with the network, random start": ["--centroids", "random"],
 }
 BASELINE = "cross entropy"
-DATASETS = [name for name in EXPERIMENTS if name != "faces"]
 EPOCHS = 12  # at most, so that few images do not mean many short epochs
 
 
@@ -88,12 +91,14 @@ def make_jobs(args):
 
 def make_job(args, recipe, number, steps, seed):
     """One run; `loss` holds recipe and images per class."""
-    images = number * EXPERIMENTS[args.dataset].source.num_classes
+    classes = EXPERIMENTS[args.dataset].source.num_classes
+    images = long_tail(number, classes, args.imbalance).sum()
     passes = max(1, round(steps * args.batch_size / images / EPOCHS))
     epochs = max(1, round(steps * args.batch_size / images / passes))
     name = recipe.replace(" ", "_").replace(",", "")
     folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
-    flags = ["--limit", images, "--epochs", epochs, "--passes", passes]
+    flags = ["--limit", number * classes, "--imbalance", args.imbalance]
+    flags += ["--epochs", epochs, "--passes", passes]
     flags += ["--batch-size", args.batch_size]
     rate = rate_of(recipe, args)
     flags += ["--schedule", "cosine", "--learning-rate", rate]
@@ -144,7 +149,7 @@ def summarise(results, args):
         "recipes": {recipe: shlex.join(RECIPES[recipe]) for recipe in args.recipes},
         "settings": shared_settings(results),
         "data": next(iter(results.values()))["data"],
-        "environment": environment(),
+        "environment": environment_of(results),
     }
 
 
@@ -165,15 +170,12 @@ def as_markdown(study):
             std = cells[c]["std"]
             texts.append(text if std is None else f"{text} +- {std:.1f}")
         lines.append(f"| {recipe} | " + " | ".join(texts) + " |")
-    place = study["environment"]
     lines += [
         "",
         f"Accuracy (%) on {study['data']['scored_images']:,} "
         f"{study['data']['scored_on']} of {study['dataset']}, "
         f"{steps_of(study)} steps, seeds "
-        f"{', '.join(map(str, study['seeds']))}; devices "
-        f"{', '.join(place['devices'])} ({place['cpu']}, {place['cpus']} cores), "
-        f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
+        f"{', '.join(map(str, study['seeds']))}; {place_of(study['environment'])}. "
         f"Command: `{study['command']}`",
         *note_of(study.get("diverged")),
     ]
@@ -217,9 +219,10 @@ def parse_args(argv):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Further flags go to every run, as --width 0.25; emnist.py --help lists "
         "them.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="digits", help="which images")
+    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
     add("--data-dir", type=pathlib.Path, help="as of emnist.py; digits need none")
     add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
     add(
@@ -238,20 +241,32 @@ def parse_args(argv):
         default=[600],
         help="of each run: one number, or one for each of --per-class",
     )
+    add(
+        "--imbalance",
+        type=float,
+        default=1.0,
+        help="images of the first class, which has --per-class, for each of the last",
+    )
     add("--batch-size", type=int, default=64, help="images per step")
     add("--learning-rate", type=float, default=0.05, help="of the network")
     add("--jobs", type=int, default=1, help="runs side by side")
     add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
     args, args.flags = parser.parse_known_args(argv)
+    for flag in ("--limit", "--epochs", "--passes"):
+        if any(word.partition("=")[0] == flag for word in args.flags):
+            parser.error(f"{flag} follows from --per-class and --steps: leave it out")
     args.command = command_of("centroid_study", parser, args)
     args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
-    for name in ("jobs", "batch_size", "steps", "per_class"):
+    for name in ("jobs", "batch_size", "steps", "per_class", "imbalance"):
         if np.min(getattr(args, name)) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if len(args.steps) == 1:
         args.steps *= len(args.per_class)
     if len(args.steps) != len(args.per_class):
         parser.error("--steps must be one number, or one for each of --per-class")
+    if len(set(args.per_class)) < len(args.per_class):
+        parser.error("--per-class must be different numbers")
+    leave_out_repeats(args, "recipes", "seeds")
     return args
 
 

@@ -9,7 +9,8 @@ a margin of 0.2 and lambda 3.
 
 Each loss takes, of the learning rates given, the one of highest accuracy on held-out
 training images, over seeds of its own; all runs of the table then train on all
-training images and are scored on the test images after the last epoch. A run that is
+training images and are scored on the test images after the last epoch. (Faces: both on
+all people but the held-out ones, and scored on pairs.) A run that is
 finished is not repeated: the same command goes on where it was stopped. Flags that
 are not listed go to every run, see `cifar100.py --help`.
 """
@@ -30,6 +31,7 @@ import sys
 import threading
 import time
 
+import keras
 from cifar100 import CIFAR100
 from emnist import EMNIST
 from faces import FACES
@@ -66,8 +68,10 @@ EXPERIMENTS = {
     "cifar100": CIFAR100,
     "faces": FACES,
 }
+OF_CLASSES = [name for name in EXPERIMENTS if name != "faces"]  # not of pairs
 BASELINE = "cross_entropy"
-# Flags of the runs that folders follow; argparse takes what they begin with, too.
+CHOICE_OF_IMAGES = ("limit", "imbalance", "held_out", "score_held_out", "min_images")
+# Flags of the runs that folders follow.
 FOLDERS = ("--data-dir", "--lfw", "--train", "--output-dir", "--branch-from")
 
 
@@ -165,7 +169,22 @@ def run_all(jobs, args):
     for job in jobs:
         settings.parse(EXPERIMENTS[job.dataset], job.flags)
     results = dict(reported(as_ended(jobs, args.jobs), len(jobs)))
+    refuse_other_images(results)
     return {job: results[job] for job in jobs}
+
+
+def refuse_other_images(results):
+    """Raises a `BadInputError` if runs of one choice of images had different ones."""
+    first = {}
+    for job, result in results.items():
+        chosen = tuple(result["settings"].get(name) for name in CHOICE_OF_IMAGES)
+        found = result["data"]["origin"], result["data"]["fingerprint"]
+        expected, folder = first.setdefault(chosen, (found, job.folder))
+        if found != expected:
+            raise BadInputError(
+                f"The run in {job.folder} has other images, {' '.join(found)}, than "
+                f"that in {folder}, {' '.join(expected)}. Pass another --output-dir."
+            )
 
 
 def as_ended(jobs, at_once):
@@ -175,8 +194,12 @@ def as_ended(jobs, at_once):
         return
     with make_pool(at_once) as pool:
         futures = {pool.submit(run_one, job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # else the pool would train what is left before it ends
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def make_pool(jobs):
@@ -212,10 +235,21 @@ def run_one(job):
         train(job)
     result = json.loads(path.read_text())
     wanted = settings.parse(EXPERIMENTS[job.dataset], job.flags)
+    place = EXPERIMENTS[job.dataset].name, keras.backend.backend()
     training.refuse_changes(
-        result["settings"], settings.of_the_run(wanted), f"the run in {job.folder}"
+        what_it_was(result["settings"], result["experiment"], backend_of(result)),
+        what_it_was(settings.of_the_run(wanted), *place),
+        f"The run in {job.folder}",
     )
     return result
+
+
+def what_it_was(chosen, experiment, backend):
+    return {**chosen, "experiment": experiment, "backend": backend}
+
+
+def backend_of(result):
+    return result["environment"]["backend"]
 
 
 def train(job):
@@ -256,8 +290,39 @@ def summarise(results, rates, args):
         },
         "settings": shared,
         "data": any_result["data"],
-        "environment": any_result["environment"],
+        "environment": environment_of(results),
     }
+
+
+def environment_of(results):
+    """What the runs were made with; where they differ, a list of what there was."""
+    places = [result["environment"] for result in results.values()]
+    merged = {}
+    for name in dict.fromkeys(name for place in places for name in place):
+        found = [place[name] for place in places if name in place]
+        distinct = [v for i, v in enumerate(found) if v not in found[:i]]
+        merged[name] = distinct[0] if len(distinct) == 1 else distinct
+    return merged
+
+
+def place_of(environment):
+    """Hardware and versions in words."""
+    told = {name: in_words(value) for name, value in environment.items()}
+    backend, devices = told["backend"], environment["devices"]
+    if isinstance(devices[0], str):  # those of one run
+        told["devices"] = ", ".join(devices)
+    return (
+        f"{told['cpus']} CPU cores ({told['cpu']}), devices {told['devices']}, "
+        f"{backend} {told[backend]}, Keras {told['keras']}"
+    )
+
+
+def in_words(value):
+    """A value of `environment_of` that may be a list of several."""
+    if not isinstance(value, list):
+        return str(value)
+    parts = [", ".join(v) if isinstance(v, list) else str(v) for v in value]
+    return " or ".join(parts)
 
 
 def row_of(loss, results, args, shared):
@@ -338,15 +403,13 @@ def as_markdown(summary):
         cells = [loss, accuracy, as_text(row["difference"])]
         cells += [f"{row['learning_rate']:g}", f"{row['seconds_per_epoch']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    data, place = summary["data"], summary["environment"]
+    data = summary["data"]
     lines += [
         "",
         f"{summary['dataset']} ({data['training_images']:,} training images, "
         f"{data.get('scored_pairs') or data['scored_images']:,} {data['scored_on']}), "
         f"{summary['settings']['epochs']} epochs, seeds "
-        f"{', '.join(map(str, summary['seeds']))}; {place['cpus']} CPU cores "
-        f"({place['cpu']}), devices {', '.join(place['devices'])}, "
-        f"{place['backend']} {place[place['backend']]}, Keras {place['keras']}. "
+        f"{', '.join(map(str, summary['seeds']))}; {place_of(summary['environment'])}. "
         f"Command: `{summary['command']}`",
         *note_of(summary.get("diverged")),
         "",
@@ -366,13 +429,13 @@ def note_of(diverged):
     return ["", f"Diverged, so that training stopped early: {'; '.join(runs)}."]
 
 
-def as_text(difference):
+def as_text(difference, digits=2):
     if difference is None:
         return "-"
-    text = f"{difference['mean']:+.2f}"
+    text = f"{difference['mean']:+.{digits}f}"
     if difference["interval"]:
         low, high = difference["interval"]
-        text += f" ({low:+.2f} to {high:+.2f})"
+        text += f" ({low:+.{digits}f} to {high:+.{digits}f})"
     return text
 
 
@@ -402,6 +465,7 @@ def parse_args(argv):
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
@@ -426,6 +490,7 @@ def parse_args(argv):
     args, args.flags = parser.parse_known_args(argv)
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
+    leave_out_repeats(args, "losses", "seeds", "learning_rates", "tuning_seeds")
     args.command = command_of("compare_losses", parser, args)
     args.output_dir = (
         args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
@@ -433,6 +498,12 @@ def parse_args(argv):
     args.held_out = args.held_out or default_held_out(args)
     args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
     return args
+
+
+def leave_out_repeats(args, *names):
+    """A seed given twice would count twice, and two processes share its folder."""
+    for name in names:
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
 
 
 # The digits are small: the paper's 120 epochs would be 120 times too many, and in 240
@@ -476,7 +547,7 @@ def without_folders(flags):
     shown, folder_follows = [], False
     for word in flags:
         flag, equals, _ = word.partition("=")
-        of_folder = len(flag) > 2 and any(name.startswith(flag) for name in FOLDERS)
+        of_folder = flag in FOLDERS
         word = f"{flag}=FOLDER" if of_folder and equals else word
         shown.append("FOLDER" if folder_follows else word)
         folder_follows = of_folder and not equals

@@ -27,7 +27,7 @@ import sys
 
 import keras
 import numpy as np
-from compare_losses import DEFAULT_FLAGS, EXPERIMENTS, command_of
+from compare_losses import DEFAULT_FLAGS, EXPERIMENTS, OF_CLASSES, command_of
 from image_experiment import feature_figures, settings, training
 from image_experiment.data import BadInputError
 from image_experiment.feature_figures import CLASS_COLORS, Cloud
@@ -253,7 +253,7 @@ def parse_args(argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
+    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
     add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
     choices = ("features", "gradients")
     add("--draw", nargs="+", choices=choices, default=choices, help="which figures")

@@ -341,6 +341,23 @@ def test_rate_that_diverged_on_held_out_images_is_not_taken(tables, tmp_path):
     assert ended.returncode == 0
 
 
+def test_row_of_which_a_rate_has_no_result_fails(tables, tmp_path):
+    fails_at = EXAMPLE.replace('"--fails" in rest', "args.learning_rate == 0.03")
+    (tmp_path / "examples" / "emnist.py").write_text(fails_at)
+    ended = finished(tables, "--only", "emnist_hinge", *CHOOSE, "0.03", "0.1")
+    assert "emnist_hinge: no rate could be chosen, see the logs in" in ended.stdout
+    assert ended.returncode == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_row_diverges_where_the_one_it_branches_from_did(tables, tmp_path):
+    finished(tables, "--only", "emnist_pedcc_n1_tuned", *CHOOSE, "3", "0.1")
+    path = tmp_path / "results" / "emnist_pedcc_n1_tuned_rate0.1_seed0.json"
+    tried = json.loads(path.read_text())["choice"]["tried"]
+    assert tried["3"]["diverged"]
+    assert not tried["0.1"]["diverged"]
+
+
 def test_row_without_any_result_to_choose_by_fails(tables, tmp_path):
     ended = finished(tables, "--only", "emnist_hinge", *CHOOSE, "0.03", "--fails")
     assert "emnist_hinge: no rate could be chosen, see the logs in" in ended.stdout
@@ -839,7 +856,21 @@ def test_summary_is_of_test_images_and_of_the_recipe():
     means = {"cross entropy": 50.0, studies.RECIPE: 45.0}
     held_out = study_of(means, data={"scored_on": "held-out training images"})
     without = study_of({"cross entropy": 50.0, "frozen": 45.0})
-    assert studies.rows([held_out, without]) == []
+    alone = study_of({studies.RECIPE: 45.0})
+    assert studies.rows([held_out, without, alone]) == []
+
+
+def test_summary_of_one_seed_has_no_interval():
+    study = study_of({"cross entropy": 50.0, studies.RECIPE: 45.0})
+    study["rows"][studies.RECIPE]["5"]["difference"]["interval"] = None
+    [line] = studies.summary([study]).splitlines()[2:]
+    assert line == "| emnist47 | 5 | 600 | **50.0** | - | - | 45.0 | +1.5 |"
+
+
+def test_summary_tells_the_fewest_images_of_unequal_classes():
+    study = study_of({"cross entropy": 50.0, studies.RECIPE: 45.0})
+    study["settings"]["imbalance"] = 2.5
+    assert "unequal 2.5 to 1 | 5 to 2 | 600 |" in studies.summary([study])
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import time
 import centroid_study
 import compare_losses
 import feature_space
+import keras
 import numpy as np
 import pytest
 from compare_losses import LOSSES, Job, difference
 from image_experiment import settings, training
 from image_experiment.comparisons import best_rate
-from image_experiment.data import load
+from image_experiment.data import BadInputError, load
 from scipy import stats
 from tensors import NO_JIT, only_once
 
@@ -22,14 +23,18 @@ QUICK = ["--epochs", "1", "--batch-size", "64", "--limit", "128", *NO_JIT]
 
 def result_of(job, accuracy, diverged=False):
     """What a run of this job leaves, without the run."""
-    args = settings.parse(compare_losses.EXPERIMENTS[job.dataset], job.flags)
+    experiment = compare_losses.EXPERIMENTS[job.dataset]
+    args = settings.parse(experiment, job.flags)
     return {
+        "experiment": experiment.name,
         "settings": settings.of_the_run(args),
         "accuracy": accuracy,
         "diverged": diverged,
         "seconds": 2.0,
         "epochs": args.epochs,
         "data": {
+            "origin": "made.npz",
+            "fingerprint": "1",
             "training_images": 9,
             "scored_images": 5,
             "scored_on": "held-out training images" if args.held_out else "test images",
@@ -38,8 +43,8 @@ def result_of(job, accuracy, diverged=False):
             "cpus": 2,
             "cpu": "X",
             "devices": ["cpu"],
-            "backend": "jax",
-            "jax": "1",
+            "backend": keras.backend.backend(),
+            keras.backend.backend(): "1",
             "keras": "3",
         },
     }
@@ -265,6 +270,19 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert " 600 steps, seeds 0, 1;" in (tmp_path / "study.md").read_text()
 
 
+def test_study_of_unequal_classes_takes_its_steps(monkeypatch, tmp_path):
+    trained = fake(monkeypatch, lambda job: 0.9)
+    flags = ["--per-class", "100", "--seeds", "0", "--steps", "600"]
+    flags += ["--imbalance", "50", "--output-dir", str(tmp_path)]
+    assert centroid_study.main(flags) == 0
+    for job in trained:
+        args = settings.parse(compare_losses.DIGITS, job.flags)
+        images = load(compare_losses.DIGITS.source, limit=1000, imbalance=50)
+        assert (args.limit, args.imbalance) == (1000, 50)
+        batches = len(images.y_train) / args.batch_size
+        assert args.epochs * args.passes * batches == pytest.approx(600, rel=0.05)
+
+
 def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
     trained = fake(monkeypatch, lambda job: 0.9)
     flags = ["--per-class", "5", "100", "--seeds", "0", "--steps", "300", "900"]
@@ -282,6 +300,10 @@ def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
         (["--steps", "0"], "--steps must be at least 1"),
         (["--steps", "1", "2"], "one for each of --per-class"),
         (["--per-class", "5", "0"], "--per-class must be at least 1"),
+        (["--per-class", "5", "5"], "--per-class must be different numbers"),
+        (["--imbalance", "0.5"], "--imbalance must be at least 1"),
+        (["--epochs", "2"], "--epochs follows from --per-class and --steps"),
+        (["--limit=9"], "--limit follows from --per-class and --steps"),
     ],
 )
 def test_study_refuses_wrong_numbers(flags, message, capsys):
@@ -380,6 +402,89 @@ def is_running(pid):
         return False
 
 
+def test_seed_given_twice_counts_once(monkeypatch, tmp_path):
+    trained = fake(monkeypatch, lambda job: 0.9)
+    flags = ["--losses", "hinge", "hinge", "--learning-rates", "0.1", "0.1"]
+    flags += ["--seeds", "0", "0", "1", "--output-dir", str(tmp_path)]
+    assert compare_losses.main(flags) == 0
+    assert [job.seed for job in trained] == [0, 1]
+    assert json.loads((tmp_path / "table.json").read_text())["seeds"] == [0, 1]
+
+
+ONE = ["--losses", "hinge", "--learning-rates", "0.1", "--seeds"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "told"),
+    [
+        ("environment", "backend", "backend was 'x' and is"),
+        (None, "experiment", "experiment was 'x' and is 'digits'"),
+    ],
+)
+def test_run_of_another_kind_is_not_taken(
+    monkeypatch, capsys, tmp_path, part, name, told
+):
+    fake(monkeypatch, lambda job: 0.9)
+    flags = [*ONE, "0", "--output-dir", str(tmp_path)]
+    assert compare_losses.main(flags) == 0
+    path = tmp_path / "test" / "hinge_rate0.1_seed0" / "result.json"
+    result = json.loads(path.read_text())
+    (result[part] if part else result)[name] = "x"
+    path.write_text(json.dumps(result))
+    assert compare_losses.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "compare_losses: error: The run in " in error
+    assert told in error
+
+
+def change_seed_1(folder, part, name, value):
+    """Changes `result.json` of a run that `ONE` has made."""
+    path = folder / "test" / "hinge_rate0.1_seed1" / "result.json"
+    result = json.loads(path.read_text())
+    result[part][name] = value
+    path.write_text(json.dumps(result))
+
+
+def test_runs_of_other_images_are_not_compared(monkeypatch, capsys, tmp_path):
+    fake(monkeypatch, lambda job: 0.9)
+    flags = [*ONE, "0", "1", "--output-dir", str(tmp_path)]
+    assert compare_losses.main(flags) == 0
+    change_seed_1(tmp_path, "data", "fingerprint", "2")
+    assert compare_losses.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "seed1 has other images, made.npz 2, than that in " in error
+
+
+def test_what_differed_between_runs_is_told(monkeypatch, tmp_path):
+    fake(monkeypatch, lambda job: 0.9)
+    flags = [*ONE, "0", "1", "--output-dir", str(tmp_path)]
+    assert compare_losses.main(flags) == 0
+    change_seed_1(tmp_path, "environment", "cpus", 1)
+    assert compare_losses.main(flags) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["environment"]["cpus"] == [2, 1]
+    assert table["environment"]["keras"] == "3"
+    assert (
+        "; 2 or 1 CPU cores (X), devices cpu, " in (tmp_path / "table.md").read_text()
+    )
+
+
+def test_error_ends_the_jobs_that_wait(monkeypatch):
+    begun = []
+
+    def fail(job):
+        begun.append(job)
+        time.sleep(0.2)
+        raise BadInputError("no such file")
+
+    monkeypatch.setattr(compare_losses, "run_one", fail)
+    threads = compare_losses.concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(compare_losses, "make_pool", threads)
+    with pytest.raises(BadInputError, match="no such file"):
+        list(compare_losses.as_ended(range(20), 2))
+    assert len(begun) < 6
+
+
 @pytest.mark.parametrize(
     ("flags", "recorded"),
     [
@@ -388,9 +493,7 @@ def is_running(pid):
         ("--jobs=4 --epochs 3", " --jobs 4 --epochs 3"),
         ("--data-dir /me --output-dir /me --limit 9", " --limit 9"),
         ("--data-dir=/me --output-dir=/me --limit=9", " --limit=9"),
-        ("--data- /me --out=/me --seeds 1 2", " --seeds 1 2"),
         ("--lfw /me --train=/me", " --lfw FOLDER --train=FOLDER"),
-        ("--lf=/me --tra /me --pad 1", " --lf=FOLDER --tra FOLDER --pad 1"),
     ],
 )
 def test_recorded_command_has_no_folders_of_this_machine(flags, recorded):
@@ -399,14 +502,14 @@ def test_recorded_command_has_no_folders_of_this_machine(flags, recorded):
 
 
 def test_commands_of_all_scripts_are_recorded_alike():
-    flags = ["--data-dir=/me", "--dataset", "mnist", "--epochs", "3"]
+    flags = ["--data-dir=/me", "--dataset", "mnist", "--width", "3"]
     args = feature_space.parse_args(flags)
-    wanted = "python examples/feature_space.py --dataset mnist --epochs 3"
+    wanted = "python examples/feature_space.py --dataset mnist --width 3"
     assert args.command == wanted
     args = centroid_study.parse_args([*flags, "--recipes", "late at 0.001"])
     assert args.command == (
         "python examples/centroid_study.py --dataset mnist --recipes 'late at 0.001' "
-        "--epochs 3"
+        "--width 3"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import compare_losses
 import keras
@@ -511,3 +512,8 @@ def test_lists_that_are_none(official, run):
     code, said = run("--lfw", official)
     assert code == 2
     assert "P_0_0009.jpg" in said.err
+
+
+def test_features_that_are_not_finite_are_scored_as_chance():
+    found = FACES.score(None, SimpleNamespace(held_out=None), {"test": None})
+    assert found == {"diverged": True, "accuracy": 0.5}

@@ -208,6 +208,12 @@ BAD = {
 }
 
 
+def test_faces_are_no_choice(capsys):
+    with pytest.raises(SystemExit):
+        feature_space.main(["--dataset", "faces"])
+    assert "invalid choice: 'faces'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_told(capsys, tmp_path, flags, message):
     code = feature_space.main([*NARROW, *flags, "--output-dir", str(tmp_path)])

@@ -642,6 +642,15 @@ def test_anchor_pulls_back_to_the_start(data_dir):
     assert penalty() == pytest.approx(0.25 * 15 * 0.01, rel=1e-4)
 
 
+def test_margin_of_arcface_may_be_wide(data_dir):
+    args = settings.parse(TINY, ["--loss", "arcface", "--margin", "2.5", *NO_JIT])
+    images = data.load(TINY.source, data_dir)
+    model = training.make_model(TINY, args, images)
+    found = model.evaluate(images.x_test, images.y_test, verbose=0, return_dict=True)
+    assert "am_softmax" not in " ".join(found)
+    assert np.isfinite(found["loss"])
+
+
 # Bad input
 
 
@@ -661,6 +670,8 @@ BAD_FLAGS = {
     "decay_epochs": (["--decay-epochs", "-1"], "--decay-epochs must be at least 0"),
     "fixed": (["--fixed", "--centroids", "trained"], "--fixed contradicts"),
     "kept": (["--keep-mean", "--fixed"], "--keep-mean is for"),
+    "anchor": (["--anchor", "1", "--fixed"], "--anchor is for centroids"),
+    "no_anchor": (["--anchor", "1", "--loss", "hinge"], "--anchor is for centroids"),
     "annealing": (["--annealing-speed", "0"], "--annealing-speed must be above 0"),
     "both": (["--branch-from", "x", "--fixed"], "leave out --fixed"),
 }

@@ -71,7 +71,7 @@ def load(source, data_dir=None, *, held_out=0, limit=None, imbalance=1.0):
             take the place of the test images and are not trained on.
         limit: Number of training images to keep, drawn evenly over the classes.
         imbalance: Number of images of the first class for each of the last, in what
-            is left of them; see `_thinned`.
+            is left of them; see `long_tail`.
 
     Returns:
         `Images`.
@@ -263,14 +263,28 @@ def _evenly(labels, number, flag):
 
 
 def _thinned(labels, num_classes, imbalance):
-    """Indices of a long-tailed part: `n_k = n imbalance^(-k / (num_classes - 1))`.
+    """Indices of a long-tailed part, whose classes have the sizes of `long_tail`.
 
-    With n the size of the smallest class, n_k is what class k keeps, at least 1. Which
-    images these are is the same for every seed of training.
+    With n the size of the smallest class. Which images these are is the same for every
+    seed of training.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     smallest = np.bincount(labels, minlength=num_classes).min()
-    shares = imbalance ** -np.linspace(0, 1, num_classes)
-    keep = np.maximum(1, np.rint(smallest * shares).astype(int))
+    keep = long_tail(smallest, num_classes, imbalance)
     kept = [order[labels[order] == k][:number] for k, number in enumerate(keep)]
     return np.sort(np.concatenate(kept))
+
+
+def long_tail(largest, num_classes, imbalance):
+    """Sizes of the classes: `n_k = n imbalance^(-k / (num_classes - 1))`, at least 1.
+
+    Args:
+        largest: n, number of images of the first class.
+        num_classes: int.
+        imbalance: Number of images of the first class for each of the last.
+
+    Returns:
+        Array of int, shape `(num_classes,)`.
+    """
+    shares = imbalance ** -np.linspace(0, 1, num_classes)
+    return np.maximum(1, np.rint(largest * shares).astype(int))

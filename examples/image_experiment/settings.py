@@ -7,7 +7,7 @@ import pathlib
 import keras
 
 from image_experiment.data import BadInputError
-from image_experiment.losses import LOSSES
+from image_experiment.losses import LOSSES, WITH_PEDCC
 
 # Of a whole number or factor: what a seed can be.
 LARGEST = 2**32 - 1
@@ -45,6 +45,7 @@ def _make_parser(experiment, description=""):
     parser = argparse.ArgumentParser(
         description=f"{description} {experiment.notes}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,  # a script that passes flags on looks for whole ones
     )
     for add_group in (_add_data, _add_recipe, _add_loss, _add_run, _add_hardware):
         add_group(parser, experiment)
@@ -154,7 +155,12 @@ def _add_loss(parser, experiment):
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=LOSSES, default="pedcc", help="the objective")
     add("--scale", type=float, default=15.0, help="s of eq. 8")
-    add("--margin", type=float, default=0.5, help="m of eq. 8, in units of cosine")
+    add(
+        "--margin",
+        type=float,
+        default=0.5,
+        help="m of eq. 8, in units of cosine; that of ArcFace, in radians",
+    )
     add("--mse-weight", type=float, default=10.0, help="lambda of eq. 10")
     add("--mse-root", type=int, default=1, help="n of eq. 10; the paper: 1, 2, 3")
     add("--multiple", type=int, default=4, help="m of L- and A-Softmax: 1 to 8")
@@ -191,7 +197,7 @@ def _add_loss(parser, experiment):
         "--keep-mean",
         action=argparse.BooleanOptionalAction,
         help="whether the mean of the centroids stays where it is while they are "
-        "trained; if left out, with --centroids trained. Not in the paper",
+        "trained; if left out, with --centroids trained and random. Not in the paper",
     )
     add("--centroid-seed", type=int, default=0, help="draws the centroids")
     add(
@@ -292,10 +298,12 @@ def _check(experiment, args):
             f"--fixed contradicts --centroids {args.centroids}, which are trained from "
             "the first step: leave one out."
         )
-    if args.keep_mean and args.fixed:
-        raise BadInputError(
-            "--keep-mean is for centroids that are trained: leave out --fixed."
-        )
+    for name in ("keep_mean", "anchor"):
+        if getattr(args, name) and (args.fixed or args.loss not in WITH_PEDCC):
+            raise BadInputError(
+                f"--{name.replace('_', '-')} is for centroids that are trained: leave "
+                "it out with --fixed, and with a loss that has no centroids."
+            )
 
 
 def _check_ranges(args, lowest_of_data):

@@ -219,19 +219,16 @@ def make_model(experiment, args, images):
 
 def make_metrics(args, num_classes):
     """Accuracy; where they are defined, the parts of eq. 10 and the spread."""
+    wrapped, losses = keras.metrics.MeanMetricWrapper, keras_pedcc.losses
     metrics = {"logits": ["accuracy"]}
     if args.loss in ON_COSINES:
-        metrics["logits"] += [
-            keras.metrics.MeanMetricWrapper(
-                keras_pedcc.losses.am_softmax_loss,
-                "am_softmax",
-                scale=args.scale,
-                margin=args.margin,
-            ),
-            keras.metrics.MeanMetricWrapper(
-                keras_pedcc.losses.centroid_distance, "centroid_distance"
-            ),
-        ]
+        distance = wrapped(losses.centroid_distance, "centroid_distance")
+        metrics["logits"].append(distance)
+    if args.loss in ON_COSINES and args.loss != "arcface":  # its margin is an angle
+        constants = {"scale": args.scale, "margin": args.margin}
+        metrics["logits"].append(
+            wrapped(losses.am_softmax_loss, "am_softmax", **constants)
+        )
     if args.loss not in ON_PLAIN_LOGITS:
         spread = keras_pedcc.IntraClassDistance(num_classes, args.dim)
         metrics["features"] = [spread]
