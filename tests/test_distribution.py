@@ -1,5 +1,7 @@
 """MirroredStrategy on two logical CPU devices against one device."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -59,10 +61,18 @@ def trained(strategy, root, epoch, weights=None, first=None, penalty=0.0):
     return history.history, model.get_weights()
 
 
-@pytest.mark.parametrize("root", [1, 2, 3])
-@pytest.mark.parametrize("epoch", [0, 1], ids=["frozen", "unfrozen"])
-@pytest.mark.parametrize("weighted", [False, True])
+QUICK = {(1, 0, True), (2, 1, True), (3, 1, False)}  # each value at least once
+
+
+@pytest.mark.parametrize(
+    ("root", "epoch", "weighted"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product([1, 2, 3], [0, 1], [False, True])
+    ],
+)
 def test_two_replicas_are_one_device(two_replicas, root, epoch, weighted):
+    """Frozen (epoch 0) and unfrozen, with and without weights of the samples."""
     weights = np.linspace(0.5, 2, 80).astype("float32") if weighted else None
     one, expected = trained(tf.distribute.get_strategy(), root, epoch, weights)
     found, ours = trained(two_replicas, root, epoch, weights)
@@ -71,7 +81,7 @@ def test_two_replicas_are_one_device(two_replicas, root, epoch, weighted):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("root", [1, 2])
+@pytest.mark.parametrize("root", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas, root):
     one, expected = trained(tf.distribute.get_strategy(), root, 2, first=0, penalty=0.1)
     found, ours = trained(two_replicas, root, 2, first=0, penalty=0.1)
@@ -80,7 +90,7 @@ def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas, root):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("root", [1, 2, 3])
+@pytest.mark.parametrize("root", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_replica_without_samples_changes_nothing(two_replicas, root):
     # The last batch has one sample for two replicas.
     with two_replicas.scope():
