@@ -29,7 +29,7 @@ def rows(studies):
             for ending in ("", SLOWER):
                 if {BASELINE, RECIPE + ending} <= study["rows"].keys():
                     found += _rows(study, ending)
-    return sorted(found, key=lambda row: (row["images"], row["number"]))
+    return sorted(found, key=lambda row: (row["images"], row["number"], row["steps"]))
 
 
 def _rows(study, ending):

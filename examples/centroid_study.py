@@ -30,6 +30,7 @@ from compare_losses import (
     leave_out_repeats,
     note_of,
     place_of,
+    refuse_flag,
     run_all,
     shared_settings,
     spread,
@@ -209,7 +210,8 @@ def draw(study, path):
     )
     axis.set_xticks(study["per_class"], [str(n) for n in study["per_class"]])
     axis.minorticks_off()
-    figure.legend(loc="outside right center", fontsize=8)
+    if axis.get_legend_handles_labels()[0]:  # none of cross entropy alone
+        figure.legend(loc="outside right center", fontsize=8)
     save(figure, path)
 
 
@@ -253,8 +255,9 @@ def parse_args(argv):
     add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
     args, args.flags = parser.parse_known_args(argv)
     for flag in ("--limit", "--epochs", "--passes"):
-        if any(word.partition("=")[0] == flag for word in args.flags):
-            parser.error(f"{flag} follows from --per-class and --steps: leave it out")
+        refuse_flag(parser, args, flag, "it follows from --per-class and --steps")
+    refuse_flag(parser, args, "--seed", "name all with --seeds")
+    refuse_flag(parser, args, "--loss", "it is that of the recipe")
     args.command = command_of("centroid_study", parser, args)
     args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
     for name in ("jobs", "batch_size", "steps", "per_class", "imbalance"):

@@ -178,12 +178,12 @@ def refuse_other_images(results):
     first = {}
     for job, result in results.items():
         chosen = tuple(result["settings"].get(name) for name in CHOICE_OF_IMAGES)
-        found = result["data"]["origin"], result["data"]["fingerprint"]
-        expected, folder = first.setdefault(chosen, (found, job.folder))
-        if found != expected:
+        data = result["data"]
+        expected, folder = first.setdefault(chosen, (data, job.folder))
+        if data["fingerprint"] != expected["fingerprint"]:
             raise BadInputError(
-                f"The run in {job.folder} has other images, {' '.join(found)}, than "
-                f"that in {folder}, {' '.join(expected)}. Pass another --output-dir."
+                f"The run in {job.folder} has other images, of {data['origin']}, than "
+                f"that in {folder}, of {expected['origin']}. Pass another --output-dir."
             )
 
 
@@ -198,7 +198,8 @@ def as_ended(jobs, at_once):
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:  # else the pool would train what is left before it ends
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
             raise
 
 
@@ -491,6 +492,8 @@ def parse_args(argv):
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     leave_out_repeats(args, "losses", "seeds", "learning_rates", "tuning_seeds")
+    for flag in ("--seed", "--loss", "--learning-rate"):
+        refuse_flag(parser, args, flag, "give it as one of several, with an s")
     args.command = command_of("compare_losses", parser, args)
     args.output_dir = (
         args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
@@ -504,6 +507,12 @@ def leave_out_repeats(args, *names):
     """A seed given twice would count twice, and two processes share its folder."""
     for name in names:
         setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+
+
+def refuse_flag(parser, args, flag, instead):
+    """Ends the program if a flag that differs from run to run is to go to all."""
+    if any(word.partition("=")[0] == flag for word in args.flags):
+        parser.error(f"{flag} cannot go to every run: {instead}")
 
 
 # The digits are small: the paper's 120 epochs would be 120 times too many, and in 240

@@ -358,6 +358,7 @@ def parse_args(argv):
     if parser.parse_args(argv).smoke:
         parser.set_defaults(**SMOKE)
     args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))  # one twice would count twice
     check_args(parser, args)
     return args
 

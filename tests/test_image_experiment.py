@@ -673,7 +673,6 @@ BAD_FLAGS = {
     "fixed": (["--fixed", "--centroids", "trained"], "--fixed contradicts"),
     "kept": (["--keep-mean", "--fixed"], "--keep-mean is for"),
     "anchor": (["--anchor", "1", "--fixed"], "--anchor is for centroids"),
-    "no_anchor": (["--anchor", "1", "--loss", "hinge"], "--anchor is for centroids"),
     "annealing": (["--annealing-speed", "0"], "--annealing-speed must be above 0"),
     "both": (["--branch-from", "x", "--fixed"], "leave out --fixed"),
 }

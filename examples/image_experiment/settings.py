@@ -7,7 +7,7 @@ import pathlib
 import keras
 
 from image_experiment.data import BadInputError
-from image_experiment.losses import LOSSES, WITH_PEDCC
+from image_experiment.losses import LOSSES
 
 # Of a whole number or factor: what a seed can be.
 LARGEST = 2**32 - 1
@@ -299,10 +299,10 @@ def _check(experiment, args):
             "the first step: leave one out."
         )
     for name in ("keep_mean", "anchor"):
-        if getattr(args, name) and (args.fixed or args.loss not in WITH_PEDCC):
+        if getattr(args, name) and args.fixed:
             raise BadInputError(
                 f"--{name.replace('_', '-')} is for centroids that are trained: leave "
-                "it out with --fixed, and with a loss that has no centroids."
+                "out --fixed."
             )
 
 
