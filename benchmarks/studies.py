@@ -59,7 +59,13 @@ def _condition(study):
 
 def summary(studies):
     """Markdown of all rows, the best of each in bold."""
-    head = ["images", "per class", "steps", *COLUMNS.values(), "minus cross entropy"]
+    head = [
+        "images",
+        "per class",
+        "steps, about",
+        *COLUMNS.values(),
+        "minus cross entropy",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows(studies):
         values = row["values"]

@@ -61,7 +61,7 @@ RECIPES = {
     "with the network, random start": ["--centroids", "random"],
 }
 BASELINE = "cross entropy"
-EPOCHS = 12  # at most, so that few images do not mean many short epochs
+EPOCHS = 12  # about, so that few images do not mean many short epochs
 
 
 def main(argv=None):
@@ -94,8 +94,7 @@ def make_job(args, recipe, number, steps, seed):
     """One run; `loss` holds recipe and images per class."""
     classes = EXPERIMENTS[args.dataset].source.num_classes
     images = long_tail(number, classes, args.imbalance).sum()
-    passes = max(1, round(steps * args.batch_size / images / EPOCHS))
-    epochs = max(1, round(steps * args.batch_size / images / passes))
+    epochs, passes = schedule_of(images, steps, args.batch_size)
     name = recipe.replace(" ", "_").replace(",", "")
     folder = args.output_dir / f"{name}_{number}_per_class_seed{seed}"
     flags = ["--limit", number * classes, "--imbalance", args.imbalance]
@@ -110,6 +109,16 @@ def make_job(args, recipe, number, steps, seed):
         flags += ["--data-dir", args.data_dir]
     flags = tuple(map(str, flags))
     return Job(cell_of(recipe, number), seed, rate, args.dataset, str(folder), flags)
+
+
+def schedule_of(images, steps, batch_size):
+    """Epochs, and passes in each, of about so many steps.
+
+    To the nearest whole epoch, which leaves out what is less than a batch.
+    """
+    passes = max(1, round(steps * batch_size / images / EPOCHS))
+    steps_per_epoch = max(1, images * passes // batch_size)
+    return max(1, round(steps / steps_per_epoch)), passes
 
 
 def cell_of(recipe, number):
@@ -175,7 +184,7 @@ def as_markdown(study):
         "",
         f"Accuracy (%) on {study['data']['scored_images']:,} "
         f"{study['data']['scored_on']} of {study['dataset']}, "
-        f"{steps_of(study)} steps, seeds "
+        f"about {steps_of(study)} steps, seeds "
         f"{', '.join(map(str, study['seeds']))}; {place_of(study['environment'])}. "
         f"Command: `{study['command']}`",
         *note_of(study.get("diverged")),
@@ -241,7 +250,8 @@ def parse_args(argv):
         type=int,
         nargs="+",
         default=[600],
-        help="of each run: one number, or one for each of --per-class",
+        help="of each run, to the nearest whole epoch: one number, or one for each of "
+        "--per-class",
     )
     add(
         "--imbalance",

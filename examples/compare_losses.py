@@ -71,6 +71,12 @@ EXPERIMENTS = {
 OF_CLASSES = [name for name in EXPERIMENTS if name != "faces"]  # not of pairs
 BASELINE = "cross_entropy"
 CHOICE_OF_IMAGES = ("limit", "imbalance", "held_out", "score_held_out", "min_images")
+# Flags of one run, and what stands for them here.
+OF_ONE_RUN = {
+    "--seed": "--seeds",
+    "--loss": "--losses",
+    "--learning-rate": "--learning-rates",
+}
 # Flags of the runs that folders follow.
 FOLDERS = ("--data-dir", "--lfw", "--train", "--output-dir", "--branch-from")
 
@@ -492,8 +498,8 @@ def parse_args(argv):
     if args.jobs < 1:
         parser.error("--jobs must be at least 1")
     leave_out_repeats(args, "losses", "seeds", "learning_rates", "tuning_seeds")
-    for flag in ("--seed", "--loss", "--learning-rate"):
-        refuse_flag(parser, args, flag, "give it as one of several, with an s")
+    for flag, own in OF_ONE_RUN.items():
+        refuse_flag(parser, args, flag, f"did you mean {own}?")
     args.command = command_of("compare_losses", parser, args)
     args.output_dir = (
         args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"

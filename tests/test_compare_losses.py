@@ -257,8 +257,8 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert len(trained) == 2 * 2 * len(centroid_study.RECIPES)
     for job in trained:
         args = settings.parse(compare_losses.DIGITS, job.flags)
-        steps = args.epochs * args.passes * args.limit / args.batch_size
-        assert steps == pytest.approx(600, rel=0.05)
+        steps = args.epochs * (args.passes * args.limit // args.batch_size)
+        assert steps == pytest.approx(600, rel=0.03)
         rate = 0.02 if "rate 0.02" in job.loss else 0.05
         assert job.rate == args.learning_rate == rate
         if "late" in job.loss:
@@ -268,7 +268,15 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert rows["cross entropy"]["5"]["difference"] is None
     assert "| frozen | **90.0** +- 0.0 |" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
-    assert " 600 steps, seeds 0, 1;" in (tmp_path / "study.md").read_text()
+    assert " about 600 steps, seeds 0, 1;" in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.parametrize("images", [10, 50, 940, 9400, 60_000])
+@pytest.mark.parametrize("steps", [60, 600, 3200])
+def test_schedule_has_the_steps_to_half_an_epoch(images, steps):
+    epochs, passes = centroid_study.schedule_of(images, steps, 64)
+    batches = images * passes // 64
+    assert epochs == 1 or abs(epochs * batches - steps) <= batches / 2
 
 
 def test_study_of_unequal_classes_takes_its_steps(monkeypatch, tmp_path):
@@ -280,8 +288,8 @@ def test_study_of_unequal_classes_takes_its_steps(monkeypatch, tmp_path):
         args = settings.parse(compare_losses.DIGITS, job.flags)
         images = load(compare_losses.DIGITS.source, limit=1000, imbalance=50)
         assert (args.limit, args.imbalance) == (1000, 50)
-        batches = len(images.y_train) / args.batch_size
-        assert args.epochs * args.passes * batches == pytest.approx(600, rel=0.05)
+        batches = args.passes * len(images.y_train) // args.batch_size
+        assert args.epochs * batches == pytest.approx(600, rel=0.05)
 
 
 def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
@@ -290,9 +298,9 @@ def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
     assert centroid_study.main([*flags, "--output-dir", str(tmp_path)]) == 0
     for job in trained:
         args = settings.parse(compare_losses.DIGITS, job.flags)
-        steps = args.epochs * args.passes * args.limit / args.batch_size
+        steps = args.epochs * (args.passes * args.limit // args.batch_size)
         assert steps == pytest.approx({50: 300, 1000: 900}[args.limit], rel=0.05)
-    assert " 300, 900 steps, seeds 0;" in (tmp_path / "study.md").read_text()
+    assert " about 300, 900 steps, seeds 0;" in (tmp_path / "study.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -472,11 +480,20 @@ def test_what_differed_between_runs_is_told(monkeypatch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("flag", ["--seed", "--loss", "--learning-rate=0.1"])
+@pytest.mark.parametrize("flag", ["--seed", "--learning-rate=0.1"])
 def test_flag_that_differs_from_run_to_run_is_refused(flag, capsys):
     with pytest.raises(SystemExit):
         compare_losses.main([flag, "1"])
-    told = f"{flag.partition('=')[0]} cannot go to every run: give it as one of several"
+    name = flag.partition("=")[0]
+    assert f"{name} cannot go to every run: did you mean {name}s?" in (
+        capsys.readouterr().err
+    )
+
+
+def test_one_loss_for_every_run_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        compare_losses.main(["--loss", "hinge"])
+    told = "--loss cannot go to every run: did you mean --losses?"
     assert told in capsys.readouterr().err
 
 

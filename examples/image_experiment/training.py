@@ -171,7 +171,10 @@ def refuse_changes(then, now, what):
         if then.get(name) != now.get(name)
     ]
     if changed:
-        raise BadInputError(f"{what} had other settings: {'; '.join(changed)}.")
+        raise BadInputError(
+            f"{what} had other settings: {'; '.join(changed)}. Pass what it had, or "
+            "another --output-dir."
+        )
 
 
 def check_branch(args, this):
