@@ -350,7 +350,7 @@ def test_progress_is_shown(capsys):
     assert "largest_cosine" in capsys.readouterr().out
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     num_classes=strategies.integers(2, 40),
     dim=strategies.integers(2, 12),
