@@ -26,10 +26,8 @@ from compare_losses import (
     command_of,
     difference,
     diverged,
-    environment_of,
     leave_out_repeats,
     note_of,
-    place_of,
     refuse_flag,
     run_all,
     shared_settings,
@@ -37,7 +35,7 @@ from compare_losses import (
 )
 from image_experiment.comparisons import LOSSES
 from image_experiment.data import BadInputError, long_tail
-from image_experiment.reporting import write_whole
+from image_experiment.reporting import environment_of, place_of, write_whole
 
 TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
 MILDER, SLOW = LOSSES["pedcc_recipe"], ["--learning-rate", "0.02"]

@@ -136,6 +136,37 @@ def environment():
     }
 
 
+def environment_of(results):
+    """What the runs were made with; where they differ, a list of what there was."""
+    places = [result["environment"] for result in results.values()]
+    merged = {}
+    for name in dict.fromkeys(name for place in places for name in place):
+        found = [place[name] for place in places if name in place]
+        distinct = [v for i, v in enumerate(found) if v not in found[:i]]
+        merged[name] = distinct[0] if len(distinct) == 1 else distinct
+    return merged
+
+
+def place_of(environment):
+    """Hardware and versions in words."""
+    told = {name: in_words(value) for name, value in environment.items()}
+    backend, devices = told["backend"], environment["devices"]
+    if isinstance(devices[0], str):  # those of one run
+        told["devices"] = ", ".join(devices)
+    return (
+        f"{told['cpus']} CPU cores ({told['cpu']}), devices {told['devices']}, "
+        f"{backend} {told[backend]}, Keras {told['keras']}"
+    )
+
+
+def in_words(value):
+    """A value of `environment_of` that may be a list of several."""
+    if not isinstance(value, list):
+        return str(value)
+    parts = [", ".join(v) if isinstance(v, list) else str(v) for v in value]
+    return " or ".join(parts)
+
+
 def cpu_name():
     """Model of the processor, as the system tells it."""
     info = pathlib.Path("/proc/cpuinfo")
