@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_pedcc.checks import check_dim, check_whole
+from keras_pedcc.gradients import full_precision
 from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
 from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits
@@ -173,6 +174,10 @@ class CosineDense(keras.layers.Layer):
     def call(self, inputs, training=None):
         self._check_place()
         inputs = ops.cast(inputs, self.compute_dtype)
+        with full_precision(inputs):
+            return self._outputs(inputs, training)
+
+    def _outputs(self, inputs, training):
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_pedcc.checks import check_dim, check_whole
 from keras_pedcc.cosine_dense import CosineDense, use_full_precision
+from keras_pedcc.gradients import full_precision
 from keras_pedcc.vectors import lengths, unit_vectors
 
 
@@ -70,16 +71,14 @@ class ProductDense(CosineDense):
 class CenterDense(keras.layers.Layer):
     """A `Dense` classification head with a centre for each class, for `CenterLoss`.
 
-    `logits = x . kernel + bias`, and `distances[i, j] = |x_i - c_j|^2`, with `x` the
-    input and `c_j` the rows of the weight `centers`. The distances come twice, equal
-    in value: the gradient of `distances` goes to the features alone, that of
-    `center_distances` to the centres alone, so that `CenterLoss` can move each in
-    its own way. `features` are unit vectors; `features * norm[:, None]` is the input.
+    `logits = x . kernel + bias`, with `x` the input. `features` are unit vectors;
+    `features * norm[:, None]` is the input. The weight `centers`, one row per class,
+    takes no part in the outputs: the loss asks for it, see `for_loss`.
 
     The centres are marked as such for `FinetuneOptimizer`, whose second optimizer
     trains them: `FinetuneOptimizer(SGD(0.1, momentum=0.9), SGD(0.5))` has
-    alpha = 0.5. Any other optimizer treats them as weights like others. Distances
-    are rounded to about 1e-6 of `|x|^2 + |c|^2`; the layer computes in float32.
+    alpha = 0.5. Any other optimizer treats them as weights like others. The layer
+    computes in float32.
 
     Args:
         num_classes: int, at least 2.
@@ -92,8 +91,7 @@ class CenterDense(keras.layers.Layer):
 
     Returns:
         Dict of `"features"`, shape `(batch, dim)`, `"norm"`, shape `(batch,)`, and
-        `"logits"`, `"distances"` and `"center_distances"`, shape
-        `(batch, num_classes)`.
+        `"logits"`, shape `(batch, num_classes)`.
 
     Raises:
         TypeError: `num_classes` is not a whole number.
@@ -102,8 +100,8 @@ class CenterDense(keras.layers.Layer):
     Example:
 
     >>> outputs = keras_pedcc.CenterDense(10)(keras.ops.ones((2, 64)))
-    >>> float(outputs["distances"][0, 0])  # from the centre 0
-    64.0
+    >>> float(outputs["norm"][0])
+    8.0
 
     Reference: Wen et al., "A Discriminative Feature Learning Approach for Deep Face
     Recognition", 2016, section 3.
@@ -143,14 +141,21 @@ class CenterDense(keras.layers.Layer):
 
     def call(self, inputs):
         inputs = ops.cast(inputs, self.compute_dtype)
-        centers = ops.convert_to_tensor(self.centers)
+        with full_precision(inputs):
+            logits = ops.matmul(inputs, self.kernel) + self.bias
         return {
             "features": unit_vectors(inputs),
             "norm": lengths(inputs),
-            "logits": ops.matmul(inputs, self.kernel) + self.bias,
-            "distances": _squared(inputs, ops.stop_gradient(centers)),
-            "center_distances": _squared(ops.stop_gradient(inputs), centers),
+            "logits": logits,
         }
+
+    def for_loss(self, outputs):
+        """What `CenterLoss` takes: the outputs and, under `"centers"`, the centres.
+
+        `PEDCCModel` calls it. In a training loop of your own:
+        `loss(y, head.for_loss(head(x)))`.
+        """
+        return {**outputs, "centers": ops.convert_to_tensor(self.centers)}
 
     def get_config(self):
         serialize = keras.initializers.serialize
@@ -159,10 +164,3 @@ class CenterDense(keras.layers.Layer):
         config["kernel_initializer"] = serialize(self.kernel_initializer)
         config["center_initializer"] = serialize(self.center_initializer)
         return config
-
-
-def _squared(inputs, centers):
-    """`|x_i - c_j|^2`, shape `(batch, num_classes)`, without the differences."""
-    products = ops.matmul(inputs, ops.transpose(centers))
-    own = ops.sum(ops.square(inputs), axis=1, keepdims=True)
-    return own - 2 * products + ops.sum(ops.square(centers), axis=1)

@@ -5,7 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.constructions import hadamard
-from keras_pedcc.streaming import StreamedLogits, not_below
+from keras_pedcc.streaming import StreamedLogits, not_below, rows_from
+from keras_pedcc.vectors import filled, one_hot
 
 
 class KerdockCentroids:
@@ -48,10 +49,10 @@ class KerdockCentroids:
         outer, inner = (ops.cast(each, "float32") for each in (self.outer, self.inner))
         outer = ops.take(outer, row // self.q, axis=0)[:, :, None]
         inner = ops.take(inner, row % self.q, axis=0)[:, None, :]
-        signs = ops.take(self.signs, ops.maximum(basis - 1, 0), axis=0)
+        signs = ops.take(self.signs, ops.relu(basis - 1), axis=0)
         turned = ops.reshape(outer * inner, (-1, d)) * ops.cast(signs, "float32")
-        standard = ops.one_hot(row, d, dtype="float32")
-        positive = ops.where(ops.equal(basis, 0)[:, None], standard, turned)
+        standard = one_hot(row, d, "float32")
+        positive = ops.where((basis == 0)[:, None], standard, turned)
         return positive * ops.cast(1 - 2 * (index % 2), "float32")[:, None]
 
     def rows(self, index):
@@ -149,17 +150,22 @@ class KerdockLogits(StreamedLogits):
         vectors = ops.cast(self.centroids.vectors(index), self.dtype)
         return ops.sum(self.features * vectors, axis=1)
 
-    def over_others(self, scaled, bar, centroids, index):
+    @property
+    def tensors(self):
+        return self.centroids.signs, self.centroids.columns, self.centroids.flips
+
+    def over_others(self, scaled, bar, index, *parts):
         # With the batch as columns, which the transform is faster for.
+        centroids = KerdockCentroids(*self.centroids.shape, *parts)
         x, bar = ops.transpose(scaled), ops.transpose(bar)
-        state = self._of_negative(x, bar, index)
+        state = self._of_negative(centroids, x, bar, index)
         state = self._add(state, x, bar, index, None, 0)
         d, signs = centroids.d, centroids.signs
         size = -(-self.block_size // (2 * d))
         blocks = (self.shape[1] // (2 * d) - 1) // size
 
         def add(block, state):
-            part = ops.slice(signs, (block * size, 0), (size, d))
+            part = rows_from(signs, block * size, size)
             return self._add(state, x, bar, index, part, d * (1 + block * size))
 
         if blocks:
@@ -169,25 +175,29 @@ class KerdockLogits(StreamedLogits):
             state = self._add(state, x, bar, index, rest, d * (1 + blocks * size))
         return [ops.transpose(each) for each in state]
 
-    def _of_negative(self, x, bar, index):
+    def _of_negative(self, centroids, x, bar, index):
         """Largest z, sums and count of the negative of the own class, if it is one."""
         there = ops.cast(index | 1 < self.shape[1], x.dtype)[None]
-        vector = ops.cast(self.centroids.vectors(index), x.dtype)
-        pull = -there * ops.transpose(vector)
-        return -there * bar, there, pull, there * not_below(-bar, bar)
+        vector = ops.transpose(ops.cast(centroids.vectors(index), x.dtype))
+        # Not from `bar`, which a second derivative takes for a constant.
+        score = ops.sum(vector * x, axis=0, keepdims=True)
+        nearer = there * not_below(-bar, bar)
+        return -there * score, there, -there * vector, nearer
 
     def _add(self, state, x, bar, index, signs, first):
         """The state with the vectors of some bases, pairs from `first` on."""
         top, total, pull, nearer = state
         scores = x if signs is None else self.centroids.products(signs, x)
-        paired = index | 1 < self.shape[1]
-        scores, inside = _without(scores, index // 2 - first, paired)
+        paired = ops.cast(index | 1 < self.shape[1], x.dtype)
+        alone = index | 1 >= self.shape[1]
+        instead = filled(ops.zeros_like(paired), alone, -np.inf)
+        scores, inside = _without(scores, index // 2 - first, instead)
         high, low = self._classes(scores, first)
         higher = ops.maximum(
             top, ops.max(ops.maximum(high, low), axis=0, keepdims=True)
         )
         powers, opposite = ops.exp(high - higher), ops.exp(low - higher)
-        inside = 2 * inside * ops.cast(paired, x.dtype)
+        inside = 2 * inside * paired
         fading = ops.exp(top - higher)
         added = ops.sum(powers + opposite, axis=0, keepdims=True)
         total = fading * total + (added - inside * ops.exp(-higher))
@@ -206,27 +216,27 @@ class KerdockLogits(StreamedLogits):
         """Scores of centroids and of their negatives, -inf for those of no class."""
         if isinstance(first, int) and 2 * (first + scores.shape[0]) > self.shape[1]:
             number = 2 * (first + ops.arange(scores.shape[0])[:, None])
-            high = ops.where(number < self.shape[1], scores, -np.inf)
-            return high, ops.where(number + 1 < self.shape[1], -scores, -np.inf)
+            high = filled(scores, number >= self.shape[1], -np.inf)
+            return high, filled(-scores, number + 1 >= self.shape[1], -np.inf)
         return scores, -scores
 
 
-def _without(scores, at, paired):
-    """`scores` with 0 in row `at` of each column that has it, and which have it.
+def _without(scores, at, instead):
+    """`scores`, with an entry of `instead` in row `at` of each column that has the row.
 
-    Minus infinity instead where not `paired`.
+    Returns:
+        The scores, and 1.0 for each column that has its row, shape `(1, columns)`.
     """
-    inside = (at >= 0) & (at < scores.shape[0])
-    instead = ops.where(paired, 0.0, -np.inf)
+    number = scores.shape[0]
+    row = at % number
+    inside = ops.equal(row, at)
     if keras.distribution.distribution() is not None:
         # Writing single entries, devices would first have to tell each other which.
-        own = ops.equal(ops.arange(scores.shape[0], dtype=at.dtype)[:, None], at)
+        own = ops.equal(ops.arange(number, dtype=at.dtype)[:, None], at)
         scores = ops.where(own, instead, scores)
         return scores, ops.cast(inside, scores.dtype)[None]
-    row = ops.clip(at, 0, scores.shape[0] - 1)
     column = ops.arange(ops.shape(at)[0], dtype=row.dtype)
     where = ops.stack([row, column], axis=1)
     there = ops.take_along_axis(scores, row[None], axis=0)[0]
-    there = ops.where(inside, ops.cast(instead, scores.dtype), there)
-    scores = ops.scatter_update(scores, where, there)
+    scores = ops.scatter_update(scores, where, ops.where(inside, instead, there))
     return scores, ops.cast(inside, scores.dtype)[None]

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.streaming import StreamedLogits
+from keras_pedcc.vectors import filled
 
 
 def prepare(y_true, y_pred):
@@ -29,9 +30,14 @@ def prepare(y_true, y_pred):
         return logits, target, ops.logical_not(off | negative)
     if len(labels.shape) == 2:
         labels = ops.reshape(labels, (-1,))
-    index = ops.clip(ops.cast(labels, "int32"), 0, num_classes - 1)
-    # Whatever the cast did to a label that is not a class, it does not undo.
+    index = ops.cast(labels, "int32") % num_classes
+    # Only a valid label survives the round trip through the class index.
     return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
+
+
+def nan_unless(valid, values):
+    """`values`, with NaN for the samples without a valid label."""
+    return filled(values, ops.logical_not(valid), np.nan)
 
 
 def _refuse_soft_labels(logits):

@@ -9,9 +9,8 @@ from keras import ops
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.cosine_dense import CosineDense
-from keras_pedcc.frozen import UnitRows, frozen_cosines
 from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
-from keras_pedcc.vectors import cosines, with_fixed_mean
+from keras_pedcc.vectors import cosines, frozen_cosines, with_fixed_mean
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -137,7 +136,6 @@ class PEDCCDense(CosineDense):
         dtype = self.centroids_dtype or self.variable_dtype
         self._source = _check_source(centroids, num_classes, dtype)
         self._unfrozen = bool(kwargs["trainable"])
-        self.unit_rows = UnitRows()
         self._restoring = False
 
     @property
@@ -149,31 +147,17 @@ class PEDCCDense(CosineDense):
     def trainable(self, value):
         if not _set_by_parent():
             self._unfrozen = bool(value)
-        before = self.trainable
         keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
         if self.built and self.trainable:
             _let_tapes_watch(self.centroids)
-        if self.built and self.trainable != before:
-            self.unit_rows.tell(self.centroids, frozen=before)
 
     def build(self, input_shape):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         # Tells an optimizer which of its variables have a rate of their own.
         self.centroids.is_centroids = True
-        self._follow_lengths()
         if not isinstance(self._source, str | None):
             self._source = "saved"
-
-    def _follow_lengths(self):
-        # A shorter float rounds unit vectors to other lengths.
-        full = keras.backend.standardize_dtype(self.centroids.dtype) == "float32"
-        if full and not self.streams and self._layout is None:
-            self.unit_rows.follow(
-                self.centroids,
-                frozen=lambda: not self.trainable,
-                known=not (self.trainable or self._restoring),
-            )
 
     def build_from_config(self, config):
         # The weights come from the file: nothing is generated for them.
@@ -209,9 +193,9 @@ class PEDCCDense(CosineDense):
         return values
 
     def _cosines(self, features, centroids, training):
-        if training and not self.trainable and self._layout is None:
-            return frozen_cosines(features, centroids, self.unit_rows)
-        return cosines(features, centroids)
+        if self.trainable:
+            return cosines(features, centroids)
+        return frozen_cosines(features, centroids)
 
     def _initializer(self, dim):
         if self._restoring:

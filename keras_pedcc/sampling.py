@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.checks import check_positive
+from keras_pedcc.gradients import full_precision
 from keras_pedcc.streaming import StreamedLogits, not_below
-from keras_pedcc.vectors import unit_vectors
+from keras_pedcc.vectors import filled, unit_vectors
 
 
 def number_of_samples(num_classes, rate):
@@ -62,12 +63,13 @@ class SampledLogits(StreamedLogits):
             index, self.shape[1], self.number, self.seed
         )
         rows = ops.cast(ops.take(self.centroids, classes, axis=0), self.dtype)
-        cosines = ops.matmul(self.features, ops.transpose(unit_vectors(rows)))
+        with full_precision(rows):
+            cosines = ops.matmul(self.features, ops.transpose(unit_vectors(rows)))
         log_weights = ops.cast(log_weights, self.dtype)
         # The own class is masked: subtracting it from the sum would cancel.
         out = ops.equal(classes, index[:, None]) | (log_weights == -np.inf)
-        scores = ops.where(out, -np.inf, scale * cosines + log_weights)
-        others = ops.where(out, -np.inf, cosines)
+        scores = filled(scale * cosines + log_weights, out, -np.inf)
+        others = filled(cosines, out, -np.inf)
         self.rank = ops.sum(not_below(others, own[:, None]), axis=1)
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered), own
@@ -101,7 +103,7 @@ def drawn_classes(index, num_classes, number, seed):
     log_weight = ops.log(ops.cast(weight, "float32"))
     log_weights = [
         ops.where(first, 0.0, -np.inf),
-        ops.where(there, log_weight, -np.inf),
+        filled(ops.broadcast_to(log_weight, there.shape), ~there, -np.inf),
     ]
     classes = ops.concatenate([ordered, ops.minimum(drawn, num_classes - 1)])
     return classes, ops.concatenate(log_weights)

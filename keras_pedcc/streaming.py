@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.checks import check_whole
+from keras_pedcc.gradients import full_precision, with_gradient
 from keras_pedcc.sharding import class_layout
-from keras_pedcc.vectors import inverse_lengths, unit_vectors
+from keras_pedcc.vectors import filled, inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
 # From so many classes on a head streams by itself. With fewer, all cosines at once are
@@ -69,7 +70,12 @@ class StreamedLogits:
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(others[0] - scale * lowered), own
 
-    def over_others(self, scaled, bar, centroids, index):
+    @property
+    def tensors(self):
+        """What the centroids consist of."""
+        return (self.centroids,)
+
+    def over_others(self, scaled, bar, index, centroids):
         """Over the other classes, with z the `scaled` features times unit centroids c:
 
         the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z
@@ -98,35 +104,31 @@ def _others(logits, index, scale, own):
     Returns:
         Tensor of shape `(2, batch)`; the second row has no gradient.
     """
-    centroids, trained = logits.centroids, logits.trained
 
-    def value(features, centroids):
+    def value(features, index, own, *centroids):
         scaled, bar = scale * features, scale * own[:, None]
-        top, total, pull, nearer = logits.over_others(scaled, bar, centroids, index)
+        top, total, pull, nearer = logits.over_others(scaled, bar, index, *centroids)
         if not logits.ranked:  # one at least, or none
             nearer = not_below(top, bar)
         outputs = ops.stack([top + ops.log(total), nearer])[:, :, 0]
+        return outputs, (top, total, pull)
 
-        def gradient(*args, upstream=None):
-            if not logits.training:
-                raise ValueError(
-                    "The loss of a head that streams has a gradient in training only. "
-                    "Received: training=False. Pass training=True to `compute_loss`."
-                )
-            upstream = (args[0] if upstream is None else upstream)[0][:, None]
-            rate = upstream / total
-            slope = scale * rate * pull
-            if not trained:
-                return slope
-            # The arguments again: what a closure holds, JAX would not differentiate.
-            rows = _centroid_slopes(logits, scaled, centroids, index, top, rate)
-            return slope, rows
+    def slopes(tensors, residuals, upstream):
+        if not logits.training:
+            raise ValueError(
+                "The loss of a head that streams has a gradient in training only. "
+                "Received: training=False. Pass training=True to `compute_loss`."
+            )
+        features, index, _, *centroids = tensors
+        top, total, pull = residuals
+        rate = upstream[0][:, None] / total
+        found = [None] * len(centroids)
+        if logits.trained:
+            scaled = scale * features
+            found = [_centroid_slopes(logits, scaled, *centroids, index, top, rate)]
+        return (scale * rate * pull, None, None, *found)
 
-        return outputs, gradient
-
-    if trained:
-        return ops.custom_gradient(value)(logits.features, centroids)
-    return ops.custom_gradient(lambda x: value(x, centroids))(logits.features)
+    return with_gradient(value, slopes)(logits.features, index, own, *logits.tensors)
 
 
 def _pass_of_part(logits, scaled, bar, centroids, index):
@@ -181,13 +183,7 @@ def _slopes_of_part(logits, scaled, centroids, index, top, rate):
         along = along - units * ops.sum(units * along, axis=1, keepdims=True)
         return along * inverse
 
-    size = logits.block_size
-    whole, rest = divmod(centroids.shape[0], size)
-    starts = size * ops.arange(whole, dtype="int32")
-    parts = ops.map(lambda start: slopes(start, size), starts)
-    parts = ops.reshape(parts, (whole * size, centroids.shape[1]))
-    if rest:
-        parts = ops.concatenate([parts, slopes(whole * size, rest)])
+    parts = _of_blocks(slopes, centroids.shape[0], logits.block_size)
     return ops.cast(parts, centroids.dtype)
 
 
@@ -204,10 +200,10 @@ def _block(logits, scaled, centroids, index, start, size):
     if logits.layout is not None:
         # Writing single entries, devices would first have to tell each other which.
         own = ops.equal(ops.arange(size, dtype=inside.dtype), inside[:, None])
-        return rows, inverse, ops.where(own, -np.inf, scores)
-    at = ops.clip(inside, 0, size - 1)
+        return rows, inverse, filled(scores, own, -np.inf)
+    at = inside % size
     there = ops.take_along_axis(scores, at[:, None], axis=1)[:, 0]
-    there = ops.where(ops.equal(at, inside), -np.inf, there)
+    there = filled(there, ops.equal(at, inside), -np.inf)
     where = ops.stack([ops.arange(ops.shape(at)[0], dtype=at.dtype), at], axis=1)
     return rows, inverse, ops.scatter_update(scores, where, there)
 
@@ -219,8 +215,14 @@ def _rows(centroids, start, size, dtype):
         # On the CPU XLA would cast all of them before the loop over the blocks.
         start = ops.convert_to_tensor(start, "int32")
         centroids, start = jax.lax.optimization_barrier((centroids, start))
-    rows = ops.slice(centroids, (start, 0), (size, centroids.shape[1]))
-    return ops.cast(rows, dtype)
+    return ops.cast(rows_from(centroids, start, size), dtype)
+
+
+def rows_from(matrix, start, size):
+    """`size` rows of a matrix, with `start` an int or, inside a loop, a tensor."""
+    if isinstance(start, int):  # on PyTorch `ops.slice` would read it off the device
+        return matrix[start : start + size]
+    return ops.slice(matrix, (start, 0), (size, matrix.shape[1]))
 
 
 def _over_blocks(step, state, number, size):
@@ -233,6 +235,21 @@ def _over_blocks(step, state, number, size):
             0, whole, lambda i, state: step(i * size, size, state), state
         )
     return step(whole * size, rest, state) if rest else state
+
+
+def _of_blocks(function, number, size):
+    """The rows that `function(start, size)` gives for each block, one after another."""
+    whole, rest = divmod(number, size)
+    if keras.backend.backend() == "torch":
+        # `ops.map` would read the start of each block off the device.
+        parts = [function(i * size, size) for i in range(whole)]
+    else:
+        starts = size * ops.arange(whole, dtype="int32")
+        made = ops.map(lambda start: function(start, size), starts)
+        parts = [ops.reshape(made, (whole * size, -1))]
+    if rest:
+        parts.append(function(whole * size, rest))
+    return ops.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
@@ -274,10 +291,11 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     _check_search(features, centroids, k)
     if keras.backend.standardize_dtype(features.dtype) != "float64":
         features = ops.cast(features, "float32")
-    features = unit_vectors(features)
-    if layout is None or layout.parts == 1 or centroids.shape[0] % layout.parts:
-        return _best(features, centroids, k, block_size)
-    return _best_of_parts(layout, features, centroids, k, block_size)
+    with full_precision(features):
+        features = unit_vectors(features)
+        if layout is None or layout.parts == 1 or centroids.shape[0] % layout.parts:
+            return _best(features, centroids, k, block_size)
+        return _best_of_parts(layout, features, centroids, k, block_size)
 
 
 def _are_signs(centroids):

@@ -18,28 +18,14 @@ def unit_vectors(vectors):
     Returns:
         Tensor of the same shape and dtype.
     """
-    if keras.backend.backend() == "torch":  # whose own gradient is the quicker one
-        return vectors * _row_scale(vectors)
-
-    @ops.custom_gradient
-    def divide(vectors):
-        inverse = _row_scale(vectors)
-        units = vectors * inverse
-
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            along = ops.sum(units * upstream, axis=-1, keepdims=True)
-            return inverse * (upstream - units * along)
-
-        return units, gradient
-
-    return divide(vectors)
+    return vectors * _row_scale(vectors)
 
 
 def _row_scale(vectors):
     squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    inverse = ops.rsqrt(ops.maximum(squared, 1e-12))
-    return ops.where(squared < np.inf, inverse, np.nan)
+    inverse = ops.rsqrt(at_least(squared, 1e-12))
+    # A square that overflows would give 0 instead.
+    return filled(inverse, squared == np.inf, np.nan)
 
 
 def lengths(vectors):
@@ -52,13 +38,13 @@ def lengths(vectors):
         Tensor of shape `(...)`: what `unit_vectors` divides by.
     """
     squared = ops.sum(ops.square(vectors), axis=-1)
-    return ops.sqrt(ops.maximum(squared, 1e-12))
+    return ops.sqrt(at_least(squared, 1e-12))
 
 
 def inverse_lengths(rows):
     """`1 / |v|` of each row, shape `(rows,)`, with `|v|` at least 1e-6."""
     squared = ops.sum(ops.square(rows), axis=1)
-    return ops.rsqrt(ops.maximum(squared, 1e-12))
+    return ops.rsqrt(at_least(squared, 1e-12))
 
 
 def products(features, centroids):
@@ -71,10 +57,34 @@ def products(features, centroids):
 def cosines(features, centroids):
     """`features @ centroids.T / |centroids|`.
 
-    The lengths are taken at every call: weights that were fine-tuned elsewhere may be
-    set at any time. A row shorter than 1e-6 is divided by 1e-6.
+    The lengths are computed at every call, because anything may write the weight at
+    any time. A row shorter than 1e-6 is divided by 1e-6.
     """
     return products(features, centroids) * inverse_lengths(centroids)
+
+
+def frozen_cosines(features, centroids):
+    """`cosines`, with no gradient with respect to the centroids."""
+    centroids = ops.stop_gradient(centroids)
+    return products(features, centroids) / _frozen_lengths(centroids)
+
+
+def _frozen_lengths(rows):
+    """`|v|` of each row, at least 1e-6, by the backend's fastest reduction.
+
+    These reductions have no finite gradient at a row of zeros.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        norms = tf.math.reduce_euclidean_norm(rows, axis=1)
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        norms = torch.linalg.vector_norm(rows, dim=1)
+    else:
+        norms = ops.norm(rows, axis=1)
+    return at_least(norms, 1e-6)
 
 
 def with_fixed_mean(rows):
@@ -97,3 +107,30 @@ def _centered(rows):
     """The same rows; their gradients without the mean over the rows."""
     mean = ops.mean(rows, axis=0, keepdims=True)
     return rows + (ops.stop_gradient(mean) - mean)
+
+
+def at_least(values, least):
+    """`max(values, least)`; NaN stays NaN.
+
+    `keras.ops` would make a tensor of the number at every call, which on PyTorch
+    copies it to the GPU.
+    """
+    if keras.backend.backend() == "torch":
+        return values.clamp(min=least)
+    return ops.maximum(values, least)
+
+
+def filled(values, where, number):
+    """`values`, with `number` where `where` is true; see `at_least`."""
+    if keras.backend.backend() == "torch":
+        return values.masked_fill(where, number)
+    return ops.where(where, number, values)
+
+
+def one_hot(index, number, dtype):
+    """Rows of zeros with a 1 at `index`, shape `(len(index), number)`.
+
+    On PyTorch `keras.ops.one_hot` reads the largest index off the device.
+    """
+    places = ops.arange(number, dtype=index.dtype)
+    return ops.cast(ops.equal(places, ops.expand_dims(index, 1)), dtype)

@@ -108,7 +108,8 @@ class Arrays:
         self.margin = margin_of(case, rng)
         shape = (case.batch, 1 if case.loss == "a_softmax" else number)
         self.norm = self.rounded(case.scale * rng.uniform(0.1, 1, shape))
-        self.squares = self.rounded(rng.uniform(0, case.scale, (case.batch, number)))
+        self.inputs = self.rounded(rng.standard_normal((case.batch, case.dim)))
+        self.centers = self.rounded(rng.standard_normal((number, case.dim)))
 
     def rounded(self, array):
         """In float64, to the precision of the case."""
@@ -170,10 +171,13 @@ def outputs_of(case, arrays):
     if not (case.as_dict or case.loss in OF_NORMS):
         return logits
     norm = arrays.norm[:, 0] if case.loss == "a_softmax" else arrays.norm
-    squares = arrays.squares.astype(arrays.dtype)
+    if case.loss == "center":
+        norm = np.linalg.norm(arrays.inputs, axis=1)
+        parts = {"features": unit(arrays.inputs), "centers": arrays.centers}
+        parts |= {"logits": logits, "norm": norm}
+        return {name: part.astype(arrays.dtype) for name, part in parts.items()}
     outputs = {"features": arrays.features, "logits": logits}
-    outputs |= {"norm": norm.astype(arrays.dtype)}
-    return outputs | {"distances": squares, "center_distances": squares}
+    return outputs | {"norm": norm.astype(arrays.dtype)}
 
 
 def options_of(case, arrays):
@@ -245,7 +249,8 @@ def twin_of(case, arrays, cosines=None):
     entropy = entropy_of(case, arrays, cosines, scale)
     weights = np.ones(case.batch) if arrays.weights is None else arrays.weights
     if case.loss == "center":
-        pull = np.sum(arrays.targets * arrays.squares, axis=1)
+        squares = np.sum((arrays.inputs[:, None] - arrays.centers) ** 2, axis=2)
+        pull = np.sum(arrays.targets * squares, axis=1)
         return weights * (entropy + case.weight / 2 * pull)
     if case.loss != "pedcc":
         return entropy

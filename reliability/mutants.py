@@ -20,7 +20,7 @@ import sys
 import tempfile
 import tomllib
 
-import keras  # noqa: F401  once, before the processes that run tests are forked
+import keras  # once, before the processes that run tests are forked
 import pytest
 from recording import ROOT, Record
 
@@ -165,8 +165,13 @@ def summary(faults, by):
 
 
 def chosen(only):
-    """The faults whose title contains the text."""
-    faults = [fault for fault in load_faults() if only in title(fault)]
+    """The faults of this backend whose title contains the text."""
+    backend = keras.backend.backend()
+    faults = [
+        fault
+        for fault in load_faults()
+        if only in title(fault) and backend in fault.get("backends", [backend])
+    ]
     if not faults:
         raise SystemExit(
             f"--only must be part of a fault's title. Received: {only!r}. See "

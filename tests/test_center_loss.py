@@ -18,13 +18,9 @@ def batch(rng):
 
 
 def outputs_of(features, logits, centers):
-    distances = np.sum((features[:, None] - centers) ** 2, axis=2)
-    return {
-        "features": features,
-        "logits": logits,
-        "distances": distances,
-        "center_distances": distances,
-    }
+    norm = np.linalg.norm(features, axis=1)
+    units = features / norm[:, None]
+    return {"features": units, "norm": norm, "logits": logits, "centers": centers}
 
 
 def twin(features, logits, centers, labels, weight):
@@ -58,7 +54,8 @@ def test_soft_labels_weigh_the_distances(batch, rng):
     outputs = outputs_of(features, logits, centers)
     targets = rng.dirichlet(np.ones(4), 12).astype("float32")
     entropy = reference.soft_am_softmax(targets, logits, 1.0, 0.0)
-    expected = entropy + 0.5 * (targets * outputs["distances"]).sum(axis=1)
+    distances = np.sum((features[:, None] - centers) ** 2, axis=2, dtype="float64")
+    expected = entropy + 0.5 * (targets * distances).sum(axis=1)
     assert_allclose(center_loss(targets, outputs, center_weight=1.0), expected)
 
 
@@ -70,7 +67,7 @@ def test_gradient_over_features_is_the_ordinary_one(batch):
     kernel = numpy_of(head.kernel).astype("float64")
 
     def of_features(x):
-        return center_loss(labels, head(x), center_weight=2.0)
+        return center_loss(labels, head.for_loss(head(x)), center_weight=2.0)
 
     expected = slope_of(lambda x: twin(x, x @ kernel, centers, labels, 2.0), features)
     assert_allclose(gradient_of(of_features, features), expected, rtol=1e-3, atol=1e-4)
@@ -149,25 +146,37 @@ def test_loss_refuses():
     with pytest.raises(ValueError, match="`reduction` must be a mean"):
         CenterLoss(reduction="sum")
     plain = {"features": np.zeros((1, 2)), "logits": np.zeros((1, 2))}
-    with pytest.raises(ValueError, match='the key "distances"'):
+    with pytest.raises(ValueError, match=r'"centers"\. Received.*head\.for_loss'):
         center_loss([0], plain)
 
 
-@pytest.mark.parametrize("name", ["distances", "center_distances"])
-@pytest.mark.parametrize("shape", [(12, 5), (12, 1), (3, 4), (12,)])
-def test_loss_refuses_distances_of_another_shape(batch, name, shape):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("centers", (5, 6)), ("centers", (4, 5)), ("norm", (12, 1))]
+)
+def test_loss_refuses_another_shape(batch, name, shape):
     features, logits, centers, labels = batch
     outputs = outputs_of(features, logits, centers) | {name: np.ones(shape, "float32")}
-    message = rf"The {name} must have shape .*{name}.shape=\({shape[0]},.*CenterDense"
+    message = rf"{name}.shape=\({shape[0]}, {shape[1]}\).*CenterDense"
     with pytest.raises(ValueError, match=message):
         center_loss(labels, outputs)
 
 
-def test_soft_label_of_nan_leaves_the_other_samples(rng):
-    logits, distances = rng.normal(size=(2, 3, 4)).astype("float32") ** 2
-    outputs = {"features": logits, "logits": logits, "distances": distances}
-    outputs |= {"center_distances": distances}
-    labels = np.eye(4, dtype="float32")[[0, 1, 2]]
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradient_over_centers_is_the_published_step(batch, soft):
+    features, logits, centers, labels = batch
+    targets = np.eye(4, dtype="float32")[labels] if soft else labels
+
+    def value(centers):
+        return center_loss(targets, outputs_of(features, logits, centers)) / 12
+
+    step = centers - reference.center_step(labels, features, centers, 1.0)
+    assert_allclose(gradient_of(value, centers), step, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_label_of_nan_leaves_the_other_samples(batch):
+    features, logits, centers, index = batch
+    outputs = outputs_of(features, logits, centers)
+    labels = np.eye(4, dtype="float32")[index]
     expected = numpy_of(center_loss(labels, outputs))
     labels[1], expected[1] = np.nan, np.nan
     assert_allclose(center_loss(labels, outputs), expected)

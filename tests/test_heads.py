@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
 import keras_pedcc
@@ -42,46 +41,15 @@ def test_norm_is_the_factor_between_cosine_and_score(rng, head, arguments):
     assert_allclose(np.linalg.norm(outputs["features"], axis=1), np.ones(5))
 
 
-@pytest.mark.parametrize("name", ["distances", "center_distances"])
-def test_center_head_is_dense_with_distances(rng, name):
+def test_center_head_is_dense_with_its_centers_for_the_loss(rng):
     features = rng.standard_normal((5, 8)).astype("float32")
     head = CenterDense(6, center_initializer="random_normal")
-    outputs = {key: numpy_of(value) for key, value in head(features).items()}
+    outputs = head.for_loss(head(features))
+    outputs = {key: numpy_of(value) for key, value in outputs.items()}
     logits = features @ numpy_of(head.kernel) + numpy_of(head.bias)
-    differences = features[:, None] - numpy_of(head.centers)
     assert_allclose(outputs["logits"], logits, atol=1e-6)
-    assert_allclose(outputs[name], np.sum(differences**2, axis=2), rtol=1e-4)
     assert_allclose(outputs["features"] * outputs["norm"][:, None], features, atol=1e-6)
-
-
-def test_gradients_of_the_distances_go_one_way_each(rng):
-    features = rng.standard_normal((3, 8)).astype("float32")
-    head = CenterDense(2, center_initializer="random_normal")
-    head.build((None, 8))
-    found = gradient_of(lambda x: head(x)["distances"], features)
-    expected = 2 * (features[:, None] - numpy_of(head.centers)).sum(axis=1)
-    assert_allclose(found, expected, atol=1e-5)
-    none = gradient_of(
-        lambda x: ops.sum(x) + ops.sum(head(x)["center_distances"]), features
-    )
-    assert_allclose(none, np.ones((3, 8)))
-
-
-@pytest.mark.parametrize(
-    ("name", "factor"), [("distances", 0), ("center_distances", 2)]
-)
-def test_centers_have_the_gradient_of_their_own_distances(rng, name, factor):
-    features = rng.standard_normal((3, 8)).astype("float32")
-    head = CenterDense(2, center_initializer="random_normal")
-    head.build((None, 8))
-    kernel, bias, centers = (numpy_of(v) for v in head.trainable_variables)
-
-    def distances(centers):
-        outputs, _ = head.stateless_call([kernel, bias, centers], [], features)
-        return ops.sum(centers) + ops.sum(outputs[name])
-
-    expected = 1 + factor * (centers - features[:, None]).sum(axis=0)
-    assert_allclose(gradient_of(distances, centers), expected, atol=1e-5)
+    assert_allclose(outputs["centers"], numpy_of(head.centers))
 
 
 @pytest.mark.parametrize(("head", "arguments"), HEADS)

@@ -44,8 +44,15 @@ def check_margin(margin, high, why=""):
             "`margin` must be one number, or one per class. Received: "
             f"margin={margin!r}. Pass as many as there are classes."
         )
-    for each in margin if is_sequence(margin) else [margin]:
-        check_range("margin", each, 0.0, high, why=why)
+    if not is_sequence(margin):
+        check_range("margin", margin, 0.0, high, why=why)
+        return
+    values = np.asarray(margin)
+    numeric = values.ndim == 1 and values.dtype.kind in "iuf"
+    # One by one only to name the first that is wrong: there may be very many.
+    if not numeric or not ((values >= 0) & (values <= high)).all():
+        for each in margin:
+            check_range("margin", each, 0.0, high, why=why)
 
 
 def check_dtype(dtype):

@@ -3,10 +3,12 @@
 import keras
 from keras import ops
 
+from keras_pedcc.gradients import full_precision
 from keras_pedcc.labels import prepare
 from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
 from keras_pedcc.losses.entropy import margin_entropy
 from keras_pedcc.replicas import number_of_replicas, sum_over_replicas
+from keras_pedcc.vectors import filled
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -26,7 +28,9 @@ def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
 
     Args:
         y_true: Labels, see `am_softmax_loss`.
-        y_pred: Dict of `CenterDense`.
+        y_pred: Dict of `CenterDense.for_loss`: `"logits"`, shape `(batch,
+            num_classes)`, `"features"`, shape `(batch, dim)`, `"norm"`, shape
+            `(batch,)`, and `"centers"`, shape `(num_classes, dim)`.
         center_weight: Float lambda, not negative; published with 0.003.
         sample_weight: Weights, shape `(batch,)` or `(batch, 1)`, or `None`.
 
@@ -35,15 +39,15 @@ def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
 
     Raises:
         ValueError: A shape or `center_weight` does not fit, or `y_pred` has no
-            distances.
+            centres.
 
     Example:
 
-    >>> outputs = {"features": [[1.0]], "logits": [[0.0, 0.0]]}
-    >>> outputs |= {name: [[2.0, 9.0]] for name in ("distances", "center_distances")}
+    >>> outputs = {"features": [[0.6, 0.8]], "norm": [5.0], "logits": [[0.0, 0.0]]}
+    >>> outputs["centers"] = [[3.0, 2.0], [9.0, 9.0]]
     >>> loss = keras_pedcc.losses.center_loss([0], outputs, center_weight=1.0)
-    >>> round(float(loss[0]), 4)  # log(2) + 2 / 2
-    1.6931
+    >>> round(float(loss[0]), 4)  # log(2) + ((3 - 3)^2 + (4 - 2)^2) / 2
+    2.6931
 
     Reference: Wen et al., "A Discriminative Feature Learning Approach for Deep Face
     Recognition", 2016, eqs. 2 to 5.
@@ -51,15 +55,14 @@ def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
     check_range("center_weight", center_weight, 0.0, float("inf"))
     logits, target, valid = prepare(y_true, y_pred)
     entropy = margin_entropy(logits, target, valid, lambda logit: logit)
-    if len(target.shape) == 1:
-        target = ops.one_hot(target, logits.shape[1], dtype=logits.dtype)
-    distance = ops.sum(target * _entry(y_pred, "distances", logits), axis=1)
-    loss = weighted(entropy + center_weight / 2 * distance, sample_weight)
-    weights = weighted(ops.ones_like(entropy), sample_weight)
-    target = target * ops.expand_dims(weights, 1)
-    # A sample of NaN is no count of a class, which would be NaN for the others, too.
-    target = ops.where(ops.isnan(entropy)[:, None], 0.0, target)
-    return loss + _center_step(target, _entry(y_pred, "center_distances", logits))
+    inputs, centers = _inputs_and_centers(y_pred, logits)
+    with full_precision(inputs):
+        pull = _squared(inputs, ops.stop_gradient(centers), target)
+        loss = weighted(entropy + center_weight / 2 * pull, sample_weight)
+        weights = weighted(ops.ones_like(entropy), sample_weight)
+        # A sample of NaN is no count of a class, which would be NaN for the others.
+        weights = filled(weights, ops.isnan(entropy), 0.0)
+        return loss + _center_step(ops.stop_gradient(inputs), centers, target, weights)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -128,32 +131,51 @@ class CenterLoss(keras.losses.Loss):
         return {**super().get_config(), **own}
 
 
-def _center_step(target, distances):
+def _squared(inputs, centers, target):
+    """`sum_j t_j |x_i - c_j|^2`, shape `(batch,)`, from the own centres alone."""
+    if len(target.shape) == 1:
+        own = ops.take(centers, target, axis=0)
+        return ops.sum(ops.square(inputs - own), axis=1)
+    length = ops.sum(ops.square(inputs), axis=1) * ops.sum(target, axis=1)
+    along = ops.sum(inputs * ops.matmul(target, centers), axis=1)
+    return length - 2 * along + ops.matmul(target, ops.sum(ops.square(centers), axis=1))
+
+
+def _center_step(inputs, centers, target, weights):
     """A vector of zeros whose mean has the published step as its gradient."""
-    share = target / (1 + sum_over_replicas(ops.sum(target, axis=0)))
-    pull = ops.sum(share * distances, axis=1) / 2
+    if len(target.shape) == 1:
+        counts = ops.segment_sum(weights, target, num_segments=centers.shape[0])
+        counts = ops.take(1 + sum_over_replicas(counts), target)
+        pull = weights / counts * _squared(inputs, centers, target) / 2
+    else:
+        # A soft label of NaN has the weight 0, which would not take it out.
+        target = ops.where(weights[:, None] != 0, target * weights[:, None], 0.0)
+        share = target / (1 + sum_over_replicas(ops.sum(target, axis=0)))
+        pull = _squared(inputs, centers, share) / 2
     # Keras takes the mean over the samples and over the replicas; this is a sum.
     number = ops.shape(target)[0] * number_of_replicas()
-    return ops.cast(number, target.dtype) * (pull - ops.stop_gradient(pull))
+    return ops.cast(number, weights.dtype) * (pull - ops.stop_gradient(pull))
 
 
-def _entry(y_pred, name, logits):
-    if not isinstance(y_pred, dict) or name not in y_pred:
+def _inputs_and_centers(y_pred, logits):
+    names = ("features", "norm", "centers")
+    if not isinstance(y_pred, dict) or not set(names) <= set(y_pred):
         keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
         raise ValueError(
-            f'`y_pred` must be a dict with the key "{name}". Received: {keys}. Make '
-            "the head `CenterDense(num_classes)`."
+            '`y_pred` must be a dict with the keys "features", "norm" and '
+            f'"centers". Received: {keys}. Make the head `CenterDense(num_classes)` '
+            "in a `PEDCCModel`, or pass head.for_loss(outputs)."
         )
-    entry = ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype)
-    _check_shape(name, tuple(entry.shape), tuple(logits.shape))
-    return entry
-
-
-def _check_shape(name, shape, wanted):
-    pairs = zip(shape, wanted, strict=False)
-    fits = all(None in pair or pair[0] == pair[1] for pair in pairs)
-    if len(shape) != 2 or not fits:
+    features, norm, centers = (
+        ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype) for name in names
+    )
+    wanted = (logits.shape[1], features.shape[-1])
+    if tuple(centers.shape) != wanted or len(norm.shape) != 1:
         raise ValueError(
-            f"The {name} must have shape (batch, num_classes). Received: {name}.shape="
-            f"{shape}, logits.shape={wanted}. Make the head `CenterDense(num_classes)`."
+            "The centers must have shape (num_classes, dim), and the norm (batch,). "
+            f"Received: centers.shape={tuple(centers.shape)}, norm.shape="
+            f"{tuple(norm.shape)}, features.shape={tuple(features.shape)}, "
+            f"logits.shape={tuple(logits.shape)}. Make the head "
+            "`CenterDense(num_classes)`."
         )
+    return features * ops.expand_dims(norm, 1), centers

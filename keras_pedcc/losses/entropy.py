@@ -6,8 +6,11 @@ import numbers
 import numpy as np
 from keras import ops
 
+from keras_pedcc.gradients import with_gradient
+from keras_pedcc.labels import nan_unless
 from keras_pedcc.losses.arguments import margin_of
 from keras_pedcc.streaming import StreamedLogits
+from keras_pedcc.vectors import filled
 
 
 def margin_entropy(logits, target, valid, lower, scale=1.0):
@@ -38,9 +41,9 @@ def margin_entropy(logits, target, valid, lower, scale=1.0):
         index = ops.expand_dims(target, 1)
         own = lower(ops.take_along_axis(logits, index, axis=1))
         itself = ops.equal(ops.arange(logits.shape[1], dtype=index.dtype), index)
-        others = ops.where(itself, -np.inf, scale * logits)
+        others = filled(scale * logits, itself, -np.inf)
         loss = _entropy(_own_scale(scale, index) * own, others)
-    return ops.where(valid, loss, np.nan)
+    return nan_unless(valid, loss)
 
 
 def soft_entropy(scores, target):
@@ -65,7 +68,7 @@ def additive_entropy(logits, target, valid, scale, margin, mse_weight=0.0):
     margin = margin_of(margin, logits, target)
     if isinstance(logits, StreamedLogits):
         loss, own = logits.entropy(target, lambda cos: cos - margin, scale)
-        return ops.where(valid, loss + mse_weight * (1 - own), np.nan)
+        return nan_unless(valid, loss + mse_weight * (1 - own))
     if len(target.shape) == 1:
         return _hard_additive_entropy(logits, target, valid, scale, margin, mse_weight)
     loss = margin_entropy(logits, target, valid, lambda cos: cos - margin, scale)
@@ -81,7 +84,7 @@ def distance(logits, target, valid):
     else:
         cosines = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)
         own = 1 - cosines[:, 0]
-    return ops.where(valid, own, np.nan)
+    return nan_unless(valid, own)
 
 
 def _entropy(own, others):
@@ -104,27 +107,28 @@ def _hard_additive_entropy(logits, index, valid, scale, margin, mse_weight):
     operations and passes over `(batch, num_classes)` as there can be. The class y
     is masked inside the sum, because subtracting it afterwards would cancel.
     """
-    rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
-    at = ops.stack([rows, index], axis=1)
     powers_of = _plain_powers if _in_range(scale, margin, logits) else _safe_powers
 
-    @ops.custom_gradient
-    def loss(logits):
+    def loss(logits, at, valid, margin=margin):
         own = ops.take_along_axis(logits, at[:, 1:], axis=1)
-        own = ops.where(ops.expand_dims(valid, 1), own, np.nan)
-        others = ops.scatter_update(logits, at, ops.full_like(own[:, 0], -np.inf))
-        value, powers, inverse, total = powers_of(others, own - margin, scale)
-        value = value + mse_weight * (1 - own)
+        own = nan_unless(ops.expand_dims(valid, 1), own)
+        others = ops.scatter_update(logits, at, -np.inf * ops.ones_like(own[:, 0]))
+        value, *powers = powers_of(others, own - margin, scale)
+        return (value + mse_weight * (1 - own))[:, 0], powers
 
-        def gradient(*args, upstream=None):
-            upstream = ops.expand_dims(args[0] if upstream is None else upstream, 1)
-            rate = scale * upstream * inverse
-            at_own = -(rate * total + upstream * mse_weight)[:, 0]
-            return ops.scatter_update(powers * rate, at, at_own)
+    def slopes(tensors, residuals, upstream):
+        powers, inverse, total = residuals
+        upstream = ops.expand_dims(upstream, 1)
+        rate = scale * upstream * inverse
+        at_own = -(rate * total + upstream * mse_weight)[:, 0]
+        slope = ops.scatter_update(powers * rate, tensors[1], at_own)
+        return (slope, *[None] * (len(tensors) - 1))
 
-        return value[:, 0], gradient
-
-    return loss(logits)
+    rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
+    tensors = [logits, ops.stack([rows, index], axis=1), valid]
+    if not isinstance(margin, numbers.Real):
+        tensors.append(ops.stop_gradient(margin))
+    return with_gradient(loss, slopes)(*tensors)
 
 
 def _in_range(scale, margin, logits):

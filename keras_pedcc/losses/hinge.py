@@ -1,11 +1,11 @@
 """The multi-class hinge loss."""
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_pedcc.labels import logits_of, prepare
+from keras_pedcc.labels import logits_of, nan_unless, prepare
 from keras_pedcc.losses.arguments import check_dtype, check_range
+from keras_pedcc.vectors import one_hot
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -43,10 +43,10 @@ def hinge_loss(y_true, y_pred, *, margin=1.0):
     check_range("margin", margin, 0.0, float("inf"), open_below=True)
     logits, target, valid = prepare(y_true, y_pred)
     if len(target.shape) == 1:
-        target = ops.one_hot(target, logits.shape[1], dtype=logits.dtype)
+        target = one_hot(target, logits.shape[1], logits.dtype)
     lowered = logits - margin * target
     loss = ops.max(lowered, axis=1) - ops.sum(target * lowered, axis=1)
-    return ops.where(valid, loss, np.nan)
+    return nan_unless(valid, loss)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

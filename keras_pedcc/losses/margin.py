@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_pedcc.gradients import with_gradient
 from keras_pedcc.labels import logits_of, prepare
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
@@ -230,22 +231,21 @@ class ArcFaceLoss(keras.losses.Loss):
 
 def _turned(cosines, margin):
     """`psi` of `arcface_loss`: the cosine of an angle larger by `margin`."""
-    cos_m, sin_m = ops.cos(margin), ops.sin(margin)
+    margin = ops.stop_gradient(margin)
+    return with_gradient(_turn, _turn_slope)(cosines, ops.cos(margin), ops.sin(margin))
 
-    @ops.custom_gradient
-    def turn(cosines):
-        # Near 1 the difference of squares keeps the digits that 1 - cos^2 loses.
-        sine = ops.sqrt(ops.relu((1 - cosines) * (1 + cosines)))
-        turned = cosines * cos_m - sine * sin_m
-        inside = cosines >= -cos_m
-        value = ops.where(inside, turned, cosines + (cos_m - 1))
 
-        def gradient(*args, upstream=None):
-            upstream = args[0] if upstream is None else upstream
-            # For margins next to pi, it would be below 0 where the sine is cut off.
-            slope = ops.relu(cos_m + sin_m * cosines / ops.maximum(sine, 1e-3))
-            return upstream * ops.where(inside, slope, ops.ones_like(slope))
+def _turn(cosines, cos_m, sin_m):
+    # Near 1 the difference of squares keeps the digits that 1 - cos^2 loses.
+    sine = ops.sqrt(ops.relu((1 - cosines) * (1 + cosines)))
+    turned = cosines * cos_m - sine * sin_m
+    return ops.where(cosines >= -cos_m, turned, cosines + (cos_m - 1)), ()
 
-        return value, gradient
 
-    return turn(cosines)
+def _turn_slope(tensors, residuals, upstream):
+    cosines, cos_m, sin_m = tensors
+    sine = ops.sqrt(ops.maximum((1 - cosines) * (1 + cosines), 1e-6))
+    # For margins next to pi, it would be below 0 where the sine is cut off.
+    slope = ops.relu(cos_m + sin_m * cosines / sine)
+    slope = ops.where(cosines >= -cos_m, slope, ops.ones_like(slope))
+    return upstream * slope, None, None

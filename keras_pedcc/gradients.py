@@ -1,0 +1,103 @@
+"""Functions with a hand-written gradient, on every backend."""
+
+import contextlib
+
+import keras
+
+
+def with_gradient(function, slopes):
+    """Returns `function` with the gradient that `slopes` computes.
+
+    The result can be differentiated as often as `slopes` itself can, and works under
+    rematerialisation, loops and batching: it closes over no tensor. So must the two
+    arguments: they get every tensor they use as an argument.
+
+    Args:
+        function: Takes tensors, returns `(value, residuals)`: one tensor, and a tuple
+            of tensors that `slopes` needs.
+        slopes: Takes `(tensors, residuals, upstream)`, returns a tuple with the
+            gradient with respect to each tensor, or `None` for one without.
+
+    Returns:
+        Function of the same tensors that returns the value.
+
+    Example:
+
+    >>> def square(x):
+    ...     return x**2, ()
+    >>> def slope(tensors, residuals, upstream):
+    ...     return (2 * tensors[0] * upstream,)
+    >>> float(with_gradient(square, slope)(keras.ops.convert_to_tensor(3.0)))
+    9.0
+    """
+    make = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+    return make[keras.backend.backend()](function, slopes)
+
+
+def _tensorflow(function, slopes):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def call(*tensors):
+        value, residuals = function(*tensors)
+        return value, lambda upstream: slopes(tensors, residuals, upstream)
+
+    # A variable that is read inside would be an input that `slopes` knows nothing of.
+    return lambda *tensors: call(*map(tf.convert_to_tensor, tensors))
+
+
+def _jax(function, slopes):
+    import jax
+
+    @jax.custom_vjp
+    def call(*tensors):
+        return function(*tensors)[0]
+
+    def forward(*tensors):
+        value, residuals = function(*tensors)
+        return value, (tensors, residuals)
+
+    call.defvjp(forward, lambda saved, upstream: slopes(*saved, upstream))
+    return call
+
+
+def _torch(function, slopes):
+    import torch
+
+    class Call(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            with full_precision(tensors[0]):
+                value, residuals = function(*tensors)
+            ctx.number = len(tensors)
+            # Not as an attribute: what is saved here is freed after the backward pass.
+            ctx.save_for_backward(*tensors, *residuals)
+            return value
+
+        @staticmethod
+        def backward(ctx, upstream):
+            tensors = ctx.saved_tensors[: ctx.number]
+            residuals = ctx.saved_tensors[ctx.number :]
+            with full_precision(upstream):
+                if torch.is_grad_enabled():
+                    # A second derivative needs them as functions of the tensors.
+                    residuals = function(*tensors)[1]
+                return slopes(tensors, residuals, upstream)
+
+    return Call.apply
+
+
+def full_precision(tensor):
+    """A context in which `torch.autocast` shortens nothing.
+
+    Args:
+        tensor: Tensor on the device of the computation.
+    """
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
