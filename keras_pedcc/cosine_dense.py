@@ -5,38 +5,11 @@ from keras import ops
 
 from keras_pedcc.checks import check_dim, check_whole
 from keras_pedcc.gradients import full_precision
+from keras_pedcc.margin_share import MarginShare
 from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
 from keras_pedcc.sharding import check_divisible, check_layout, class_layout
 from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits
 from keras_pedcc.vectors import cosines, lengths, unit_vectors
-
-
-class MarginShare(keras.layers.Layer):
-    """Holds the share of its margin that a loss has under `MarginWarmup`.
-
-    A loss cannot own what changes while it is trained: a compiled step would keep
-    the value it was traced with. A weight of a layer is seen by every backend. It
-    is made when a callback asks for it, and not saved: it follows from the epoch.
-    """
-
-    def __init__(self):
-        super().__init__(name="margin_share", dtype="float32", trainable=False)
-        self.built = True
-        self.value = None
-
-    def get(self):
-        """The variable, made at the first call."""
-        if self.value is None:
-            self.value = self.add_weight(
-                shape=(), initializer="ones", trainable=False, name="margin_share"
-            )
-        return self.value
-
-    def save_own_variables(self, store):
-        pass
-
-    def load_own_variables(self, store):
-        pass
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -142,6 +115,10 @@ class CosineDense(keras.layers.Layer):
 
     def build(self, input_shape):
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
+
+    @property
+    def metrics(self):
+        return [*super().metrics, *self.margin_share.metrics]
 
     @property
     def streams(self):

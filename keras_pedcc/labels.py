@@ -1,4 +1,4 @@
-"""Labels and cosines as they come in: what is checked, and one form for all."""
+"""Labels and cosines as a loss gets them: one form for all."""
 
 import keras
 import numpy as np
@@ -60,51 +60,6 @@ def narrow_labels(y_true):
     if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
         return np.clip(labels, -1, 2**31 - 1).astype("int32")
     return labels
-
-
-def check_labels(labels, num_classes, what="labels"):
-    """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
-
-    Args:
-        labels: NumPy array: class indices, shape `(n,)` or `(n, 1)`; or one-hot
-            or soft labels, shape `(n, num_classes)`.
-        num_classes: int.
-        what: What to call them in the message.
-    """
-    if labels.dtype.kind not in "biuf":
-        raise ValueError(
-            f"The {what} must be numbers. Received: labels.dtype={labels.dtype}. "
-            "Number the classes from 0."
-        )
-    soft = labels.ndim == 2 and labels.shape[1] == num_classes
-    if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
-        raise ValueError(
-            f"The {what} must have shape (n,), (n, 1) or (n, num_classes). Received: "
-            f"labels.shape={labels.shape}, num_classes={num_classes}. Make the labels "
-            "fit the number of classes."
-        )
-    bad, rule = _bad_soft_labels(labels) if soft else _bad_indices(labels, num_classes)
-    if bad.any():
-        at = int(bad.argmax())
-        raise ValueError(
-            f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
-            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
-            "the head with another num_classes."
-        )
-
-
-def _bad_soft_labels(labels):
-    """Which rows are no distributions, and what they should be."""
-    bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
-    bad |= ~(labels >= 0).all(axis=1)
-    return bad, "rows of one-hot or soft labels that are not negative and sum to 1"
-
-
-def _bad_indices(labels, num_classes):
-    """Which labels are no classes, and what they should be."""
-    flat = labels.reshape(-1)
-    bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))
-    return bad, f"whole numbers from 0 to {num_classes - 1}"
 
 
 def logits_of(y_pred):

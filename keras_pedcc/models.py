@@ -2,19 +2,23 @@
 
 import inspect
 import re
+import warnings
 
 import keras
-import numpy as np
-from keras import ops
 
+from keras_pedcc.callbacks import rebuild_functions
+from keras_pedcc.compiled_loss import ComputedLoss, check_one_loss, resolve_loss
 from keras_pedcc.cosine_dense import CosineDense
-from keras_pedcc.labels import check_labels
-from keras_pedcc.replicas import number_of_replicas
+from keras_pedcc.functional import functional_kind, takes_graph
+from keras_pedcc.heads import CenterDense
+from keras_pedcc.label_checks import check_own_labels, checked
+from keras_pedcc.losses.arguments import margin_share
+from keras_pedcc.margin_share import MarginShare
 from keras_pedcc.streamed_training import (
+    Hits,
     StreamedLoss,
     check_streamed_loss,
     for_logits,
-    hits_of,
     refuse_weighted,
     split_metrics,
 )
@@ -65,13 +69,16 @@ class PEDCCModel(keras.Model):
     """
 
     def __init__(self, *args, **kwargs):
+        functional = takes_graph(args, kwargs)
+        if functional:
+            self.__class__ = functional_kind(type(self))
         super().__init__(*args, **kwargs)
-        outputs = kwargs.get("outputs", args[1] if len(args) > 1 else None)
+        self.margin_share = MarginShare()
+        self._hits = Hits()
+        self._loss_of_outputs = None
         # A subclass with a `call` of its own has no outputs yet.
-        self._num_classes = None if outputs is None else _check_outputs(outputs)
-        self._streams = outputs is not None and "logits" not in outputs
-        self._means = {}  # of hits among the k nearest, all that were ever asked for
-        self._hits = {}  # name of each metric of the logits that are not held: k
+        self._num_classes = self._check_outputs() if functional else None
+        self._streams = functional and "logits" not in self.output
 
     def compile(
         self,
@@ -83,44 +90,36 @@ class PEDCCModel(keras.Model):
         **kwargs,
     ):
         """Configures training; arguments as in `keras.Model.compile`."""
-        _check_one_loss(loss, loss_weights)
-        if self._streaming_head() is not None:
+        loss = loss() if inspect.isclass(loss) else loss
+        check_one_loss(loss, loss_weights)
+        hits = Hits()
+        if self._streams:
             check_streamed_loss(loss)
             refuse_weighted(split_metrics(weighted_metrics)[0])
-            metrics = self._take_hits(metrics)
+            of_logits, metrics = split_metrics(metrics)
+            hits = Hits(of_logits)
+        self._loss_of_outputs, self._hits = resolve_loss(loss), hits
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
             optimizer=optimizer,
-            loss=loss,
+            loss=None if loss is None else ComputedLoss(),
             metrics=for_logits(metrics),
             weighted_metrics=for_logits(weighted_metrics),
             **kwargs,
         )
-        self._loss_of_outputs = _resolve_loss(loss)
-
-    def _take_hits(self, metrics):
-        """Keeps the metrics of logits that are not held; returns the others."""
-        of_logits, metrics = split_metrics(metrics)
-        self._hits = hits_of(of_logits)
-        # Not the metrics, which Keras would log beside those that count here.
-        self._of_logits = keras.saving.serialize_keras_object(of_logits)
-        for name in self._hits:
-            if name not in self._means:
-                self._means[name] = keras.metrics.Mean(name)
-        return metrics
+        self.loss = loss
 
     def get_compile_config(self):
         config = super().get_compile_config()
         if config:
             config.pop("loss_weights", None)
+            config["loss"] = keras.saving.serialize_keras_object(self.loss)
             if self._plain_metrics and config["metrics"]:
                 config["metrics"] = config["metrics"]["logits"]
-            if self._hits:
-                config["metrics"] = {
-                    **(config["metrics"] or {}),
-                    "logits": list(self._of_logits),
-                }
+            if self._hits.means:
+                of_features = config["metrics"] or {}
+                config["metrics"] = {**of_features, "logits": self._hits.get_config()}
             if self._plain_weighted_metrics and config["weighted_metrics"]:
                 config["weighted_metrics"] = config["weighted_metrics"]["logits"]
         return config
@@ -134,28 +133,25 @@ class PEDCCModel(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         self._check_call(y, y_pred)
-        head = self._streaming_head()
-        if head is None:
-            loss = self._loss_of_outputs(y, y_pred, sample_weight)
-        else:
-            ranked = any(k > 1 for k in self._hits.values())
-            logits = head.stream(y_pred["features"], training, ranked)
-            loss = StreamedLoss(self.loss, logits)(y, y_pred["features"], sample_weight)
-            # Among the outputs it reaches `compute_metrics` on every backend.
-            y_pred["rank"] = ops.stop_gradient(logits.rank)
-        extra = sum(ops.sum(each) for each in self.losses)
-        self._say_built(True)
-        # Each replica has the whole of them, and Keras adds the replicas up.
-        return loss + extra / number_of_replicas()
+        with margin_share(self.margin_share.value):
+            if self._streams:
+                loss = self._streamed_loss(y, y_pred, sample_weight, training)
+            else:
+                loss = self._loss_of_outputs(y, y_pred, sample_weight)
+        # Keras adds the losses of layers, as each replica needs them.
+        return super().compute_loss(x, loss, loss, training=training)
 
-    def _say_built(self, built):
-        """Whether Keras need not try the loss before it trains.
+    def _streamed_loss(self, y, y_pred, sample_weight, training):
+        features, head = y_pred["features"], self._source_of_features()
+        logits = head.stream(features, training, self._hits.ranked)
+        loss = StreamedLoss(self.loss, logits)(y, features, sample_weight)
+        self._hits.update(logits.rank)
+        return loss
 
-        It asks at each `train_on_batch`, of an object that nothing else calls here. A
-        trial at each `fit` tells what is wrong while a model on JAX still has weights.
-        """
-        if self._compile_loss is not None:
-            self._compile_loss.built = built
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self._check_outputs_of_call(y_pred)
+        labels = dict.fromkeys(y_pred, y)
+        return super().compute_metrics(x, labels, y_pred, sample_weight)
 
     def _check_call(self, y, y_pred):
         if self._loss_of_outputs is None:
@@ -163,105 +159,167 @@ class PEDCCModel(keras.Model):
                 "No loss to compute. Received: loss=None in `compile()`. Pass "
                 "loss=keras_pedcc.PEDCCLoss()."
             )
-        if y is None or isinstance(y, dict):
-            raise ValueError(
-                "There must be one array of labels, for all outputs together. "
-                f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
-            )
-        lacks_logits = isinstance(y_pred, dict) and "logits" not in y_pred
-        if lacks_logits and not self._streams:
+        _check_one_label(y)
+        self._check_outputs_of_call(y_pred)
+
+    def _check_outputs_of_call(self, y_pred):
+        if self._streams:
+            return
+        if isinstance(y_pred, dict) and set(y_pred) == {"features"}:
             raise ValueError(
                 "A head that streams needs a functional model. Received: outputs "
                 f"{sorted(y_pred)} of {type(self).__name__}. Build it as "
                 "PEDCCModel(inputs, outputs), or make the head with streaming=False."
             )
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        y_pred = dict(y_pred)
-        rank = y_pred.pop("rank", None)
-        if self._hits and rank is None:
+        if not (isinstance(y_pred, dict) and {"features", "logits"} <= set(y_pred)):
             raise ValueError(
-                "With a head that streams the metrics of the logits come with the "
-                f"loss. Received: y_pred with keys {sorted(y_pred)}. Call "
-                "`compute_loss` with the same dict before."
+                f"`{type(self).__name__}.call` must return a dict with the keys "
+                f'"features" and "logits". Received: {_keys_of(y_pred)}. Return what '
+                "`PEDCCDense` returns, or use `PEDCCDense(return_features=False)` "
+                "with `keras.Model`."
             )
-        for name, k in self._hits.items():
-            self._means[name].update_state(rank < k)
-        labels = dict.fromkeys(y_pred, y)
-        return super().compute_metrics(x, labels, y_pred, sample_weight)
 
     @property
     def metrics(self):
-        idle = [mean for name, mean in self._means.items() if name not in self._hits]
-        return [each for each in super().metrics if not any(each is i for i in idle)]
+        return [*super().metrics, *self._hits.means, *self.margin_share.metrics]
 
     def get_metrics_result(self):
         results = super().get_metrics_result()
-        plain = {name: re.sub("^(logits|features)_", "", name) for name in results}
+        # Keras prefixes the metrics of `compile` alone, where there are two outputs.
+        others = results if self._streams else {m.name for m in self.metrics}
+        plain = {
+            name: name if name in others else re.sub("^(logits|features)_", "", name)
+            for name in results
+        }
         names = list(plain.values())
         return {
             plain[name] if names.count(plain[name]) == 1 else name: result
             for name, result in results.items()
         }
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        validation = kwargs.get("validation_data")
-        if len(args) > 5:  # batch_size, epochs, verbose, callbacks, validation_split
-            validation = args[5]
-        if isinstance(validation, (list, tuple)) and len(validation) > 1:
-            self._check_labels(validation[1], "validation labels")
-        self._check_labels(y, "labels")
-        self._say_built(False)
-        return super().fit(x, y, *args, **kwargs)
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        *args,
+        **kwargs,
+    ):
+        """Trains the model; arguments as in `keras.Model.fit`."""
+        validation_data = self._checked_validation(validation_data)
+        x = self._checked(x, y)
+        try:
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                _with_nan_warning(callbacks),
+                validation_split,
+                validation_data,
+                *args,
+                **kwargs,
+            )
+        finally:
+            self._give_full_margin()
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        self._check_labels(y, "labels")
-        self._say_built(False)
-        return super().evaluate(x, y, *args, **kwargs)
+        """Returns loss and metrics; arguments as in `keras.Model.evaluate`."""
+        return super().evaluate(self._checked(x, y), y, *args, **kwargs)
 
-    def _streaming_head(self):
-        """The head that leaves the logits to the loss, or `None`."""
-        return _head_of(self.output) if self._streams else None
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
+        return super().train_on_batch(self._checked(x, y), y, *args, **kwargs)
 
-    def _check_labels(self, y, what):
-        if isinstance(y, (list, tuple)):
-            y = np.asarray(y)
-        if isinstance(y, np.ndarray) and self._num_classes is not None:
-            check_labels(y, self._num_classes, what)
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        """Evaluates one batch; arguments as in `keras.Model.test_on_batch`."""
+        return super().test_on_batch(self._checked(x, y), y, *args, **kwargs)
 
+    def _give_full_margin(self):
+        """What an interrupted `fit`, which ends no callback, leaves undone."""
+        if self.margin_share.value is not None:
+            self.margin_share.stop()
+            rebuild_functions(self)
 
-def _check_one_loss(loss, loss_weights):
-    if loss_weights is not None:
-        raise ValueError(
-            "`loss_weights` has no use with one loss. Received: "
-            f"loss_weights={loss_weights}. Leave it out, or weight inside the "
-            "loss (`mse_weight`)."
-        )
-    if isinstance(loss, dict | list | tuple):
-        raise ValueError(
-            "`loss` must be one loss over the whole dict of outputs. Received: "
-            f"loss={loss}. Pass loss=keras_pedcc.PEDCCLoss()."
-        )
+    def _checked_validation(self, data):
+        if not isinstance(data, list | tuple):
+            return self._checked(data, what="validation labels")
+        if len(data) > 1:
+            self._checked(data[0], data[1], "validation labels")
+        return data
 
+    def _checked(self, x, y=None, what="labels"):
+        """Returns `x`, or what checks the labels in it; raises for those in `y`."""
+        own_loss = type(self).compute_loss is not PEDCCModel.compute_loss
+        if not own_loss and (y is not None or _is_arrays(x)):
+            _check_one_label(y)
+        if self._num_classes is None:
+            self._num_classes = _num_classes_of(self)
+        if self._num_classes is None:
+            return x
+        if y is None:
+            return checked(x, self._num_classes, what)
+        check_own_labels(y, self._num_classes, what)
+        return x
 
-def _check_outputs(outputs):
-    """Raises unless these are the outputs of a head; returns the number of classes."""
-    if isinstance(outputs, dict) and "features" in outputs and "logits" not in outputs:
-        head = _head_of(outputs)
+    def _check_outputs(self):
+        """Returns the number of classes; raises unless a head has the outputs."""
+        outputs = self.output
+        if isinstance(outputs, dict) and {"features", "logits"} <= set(outputs):
+            return _check_number(outputs["logits"].shape[-1])
+        head = self._source_of_features()
         if isinstance(head, CosineDense) and head.streams:
             return _check_number(head.num_classes)
-    if not (isinstance(outputs, dict) and {"features", "logits"} <= set(outputs)):
-        keys = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
         raise ValueError(
             '`outputs` must be a dict with the keys "features" and "logits"; without '
             "logits the features must come from a head that streams, in this model "
-            f"itself. Received: {keys}. Pass what `PEDCCDense` returns, or use "
-            "`PEDCCDense(return_features=False)` with `keras.Model`."
+            f"itself. Received: {_keys_of(outputs)}. Pass what `PEDCCDense` returns, "
+            "or use `PEDCCDense(return_features=False)` with `keras.Model`."
         )
-    return _check_number(outputs["logits"].shape[-1])
+
+    def _source_of_features(self):
+        """The layer that the features come from, or `None`."""
+        outputs = self.output if isinstance(self.output, dict) else {}
+        keys = keras.tree.flatten({key: key for key in outputs})
+        sources = dict(zip(keys, self.output_names, strict=False))
+        found = [x for x in self.layers if x.name == sources.get("features")]
+        return found[0] if found else None
+
+
+class _NaNWarning(keras.callbacks.Callback):
+    """Names the causes of a loss of NaN, once, where a graph can only compute it."""
+
+    def __init__(self):
+        super().__init__()
+        self.warned = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if loss == loss or self.warned:  # NaN alone differs from itself
+            return
+        self.warned = True
+        warnings.warn(
+            f"The loss should be a number. Received: loss=nan in epoch {epoch + 1}. A "
+            "label that is no class gives NaN, and so does training that diverges: "
+            "check the labels of the data set, then lower the learning rate.",
+            stacklevel=2,
+        )
+
+
+def _with_nan_warning(callbacks):
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    return [*keras.tree.flatten(callbacks or []), _NaNWarning()]
 
 
 def _check_number(num_classes):
+    """Raises a `ValueError` unless a label can name each of so many classes."""
     if num_classes > 2**24:
         raise ValueError(
             "`num_classes` must be at most 16,777,216: Keras gives a loss its labels "
@@ -271,50 +329,46 @@ def _check_number(num_classes):
     return num_classes
 
 
-def _head_of(outputs):
-    """The layer that the features come from."""
-    return outputs["features"]._keras_history.operation
-
-
-def _resolve_loss(loss):
-    """Returns `f(y, outputs, sample_weight)`, or `None` for no loss."""
-    if loss is None:
-        return None
-    resolved = keras.losses.get(loss)
-    if not isinstance(resolved, keras.losses.Loss):
-        function, resolved = resolved, _as_loss(resolved)
-    else:
-        function = resolved
-    if not _is_from_keras(function):
-        return resolved
-    if _takes_probabilities(function):
+def _check_one_label(y):
+    if y is None or isinstance(y, dict):
         raise ValueError(
-            "The loss must take scores, because the logits are cosines and not "
-            f"probabilities. Received: loss={loss!r}, which takes probabilities. Pass "
-            "loss=keras_pedcc.PEDCCLoss(), or a loss with from_logits=True."
+            "There must be one array of labels, for all outputs together. "
+            f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
         )
-    return lambda y, outputs, weight: resolved(y, outputs["logits"], weight)
 
 
-def _as_loss(function):
-    class FunctionLoss(keras.losses.Loss):
-        def call(self, y_true, y_pred):
-            return function(y_true, y_pred)
-
-    return FunctionLoss(name=getattr(function, "__name__", "loss"))
+def _is_arrays(x):
+    return all(hasattr(part, "__array__") for part in keras.tree.flatten(x))
 
 
-def _is_from_keras(loss):
-    loss = getattr(loss, "func", loss)  # of a functools.partial
-    kind = type(loss) if isinstance(loss, keras.losses.Loss) else loss
-    return getattr(kind, "__module__", "").split(".")[0] == "keras"
+def _num_classes_of(model):
+    """Classes of the heads of a model, or `None` where there are none or they differ.
+
+    A model with a `call` of its own has no outputs before it is called.
+    """
+    heads = [
+        layer
+        for layer in _layers_of(model)
+        if isinstance(layer, CosineDense | CenterDense)
+    ]
+    found = {head.num_classes for head in heads}
+    return found.pop() if len(found) == 1 else None
 
 
-def _takes_probabilities(loss):
-    name = getattr(loss, "name", getattr(loss, "__name__", ""))
-    if name in ("kl_divergence", "poisson", "dice", "tversky"):
-        return True
-    if isinstance(loss, keras.losses.Loss):
-        return loss.get_config().get("from_logits") is False
-    parameter = inspect.signature(loss).parameters.get("from_logits")
-    return parameter is not None and parameter.default is False
+def _layers_of(layer):
+    """A layer and all that it holds, each once."""
+    found, waiting = {}, [layer]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+        elif isinstance(part, keras.layers.Layer) and id(part) not in found:
+            found[id(part)] = part
+            waiting.extend([getattr(part, "layers", ()), vars(part)])
+    return list(found.values())
+
+
+def _keys_of(outputs):
+    return sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__

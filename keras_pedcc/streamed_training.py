@@ -1,6 +1,7 @@
 """The loss and the metrics of a model whose head leaves the logits to the loss."""
 
 import keras
+from keras import ops
 
 from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
 
@@ -56,15 +57,40 @@ def split_metrics(metrics):
     return list(of_logits), rest or None
 
 
-def hits_of(metrics):
-    """Name of each metric, and among how many nearest classes it looks for the own."""
-    found = [_hit_of(metric) for metric in metrics]
-    if len(dict(found)) < len(found):
-        raise ValueError(
-            "`metrics` must have different names. Received: "
-            f"{[name for name, _ in found]}. Pass `name` to them."
-        )
-    return dict(found)
+class Hits:
+    """Metrics of logits that are not held: how often the own class is among k.
+
+    Args:
+        metrics: Those of the logits, as `split_metrics` returns them.
+
+    Attributes:
+        means: The metrics that count. `PEDCCModel` shows them to Keras.
+    """
+
+    def __init__(self, metrics=()):
+        found = [_hit_of(metric) for metric in metrics]
+        if len(dict(found)) < len(found):
+            raise ValueError(
+                "`metrics` must have different names. Received: "
+                f"{[name for name, _ in found]}. Pass `name` to them."
+            )
+        self.means = [keras.metrics.Mean(name) for name, _ in found]
+        self._numbers = [k for _, k in found]
+        self._given = list(metrics)
+
+    @property
+    def ranked(self):
+        """Whether they ask how many classes are nearer, not only whether one is."""
+        return any(k > 1 for k in self._numbers)
+
+    def update(self, rank):
+        """Counts a batch, given how many classes are nearer than the own one."""
+        for mean, k in zip(self.means, self._numbers, strict=True):
+            mean.update_state(ops.stop_gradient(rank) < k)
+
+    def get_config(self):
+        """The metrics as they were given, for `get_compile_config`."""
+        return keras.saving.serialize_keras_object(self._given)
 
 
 def _hit_of(metric):

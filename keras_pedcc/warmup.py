@@ -6,6 +6,8 @@ from keras_pedcc.callbacks import rebuild_functions
 from keras_pedcc.checks import check_whole
 from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.losses.arguments import check_range
+from keras_pedcc.margin_share import MarginShare
+from keras_pedcc.models import PEDCCModel, _layers_of
 from keras_pedcc.optimizers import strategy_scope
 
 
@@ -19,27 +21,39 @@ class MarginWarmup(keras.callbacks.Callback):
     The margin depends on the epoch alone: training that is resumed, by
     `initial_epoch` or from a backup, goes on with the margin it would have had.
 
-    The factor is a weight, not trainable and not saved, of the model's
-    `PEDCCDense` or `CosineDense`: a compiled training step reads it anew, and is
-    traced once and not once per epoch. Without the callback, as in a model that was
-    saved and loaded, the margin is full; after training that ended in the first
-    `epochs` it stays where it was.
+    The share of the margin belongs to `fit` and to its model: outside of `fit`, in
+    another model with the same loss, and in a model that was saved and loaded, the
+    margin is full. It is no weight, so that `EarlyStopping(restore_best_weights=True)`
+    and `set_weights` do not touch it. A training step is traced once for all epochs.
+
+    In a model that is not a `PEDCCModel` the loss itself carries the share during
+    `fit`: no other such model may use the same loss object meanwhile. After a `fit`
+    that was interrupted there, by Ctrl+C or an error, call `on_train_end()` of the
+    callback, or compile the model with a new loss.
 
     Args:
-        epochs: int, at least 1. Epochs before the margin is full.
-        start: Float in [0, 1]. The share of the margin in epoch 0.
+        epochs: int, at least 1. Epochs before the margin is full. Defaults to 10.
+        start: Float in [0, 1]. The share of the margin in epoch 0. Defaults to 0.
+
+    Attributes:
+        share: The share of the margin in the epoch that runs; 1 outside of `fit`.
 
     Raises:
         TypeError: `epochs` is not a whole number.
         ValueError: `epochs` or `start` is out of range; in `fit`, the loss or the
-            head of the model is none of those above.
+            head of the model is none of those above, or there are two of these
+            callbacks.
 
     Example:
 
     >>> warmup = keras_pedcc.MarginWarmup(epochs=2)
-    >>> history = model.fit(x, y, epochs=2, callbacks=[warmup], verbose=0)
-    >>> float(model.loss.margin_share)  # in epoch 1, the last
-    0.5
+    >>> tell = keras.callbacks.LambdaCallback(
+    ...     on_epoch_begin=lambda epoch, logs: print(epoch, warmup.share)
+    ... )
+    >>> history = model.fit(x, y, epochs=3, callbacks=[warmup, tell], verbose=0)
+    0 0.0
+    1 0.5
+    2 1.0
     """
 
     def __init__(self, epochs=10, start=0.0):
@@ -48,37 +62,69 @@ class MarginWarmup(keras.callbacks.Callback):
         check_range("start", start, 0.0, 1.0)
         self.epochs = epochs
         self.start = float(start)
+        self._holder = MarginShare()
+
+    @property
+    def share(self):
+        return self._holder.share
 
     def set_model(self, model):
-        # Before any `on_train_begin`: backups count the weights there.
         super().set_model(model)
-        loss = getattr(self.model, "loss", None)
-        if getattr(self.model, "optimizer", None) is None:
-            return
-        head = _find_head(self.model, loss)
+        holder = _holder_of(self.model)
+        if holder is not None:
+            holder.callback = self  # the last of several
+
+    def on_train_begin(self, logs=None):
+        self._check()
+        self._holder, loss = _holder_of(self.model), self.model.loss
+        # That of a `fit` around this one, and not of one interrupted before.
+        interrupted = loss.margin_share is self._holder.value
+        self._carried = None if interrupted else loss.margin_share
         with strategy_scope(self.model):
-            share = head.margin_share.get()
-            if loss.margin_share is not share:
-                loss.margin_share = share
-                rebuild_functions(self.model)
+            self._holder.start()
+            rebuild_functions(self.model)
+        self._carry(self._holder.value)
 
     def on_epoch_begin(self, epoch, logs=None):
         grown = min(1.0, epoch / self.epochs)
-        self.model.loss.margin_share.assign(self.start + (1 - self.start) * grown)
+        self._holder.set(self.start + (1 - self.start) * grown)
+
+    def on_train_end(self, logs=None):
+        self._holder.stop()
+        self._carry(self._carried)
+        with strategy_scope(self.model):
+            rebuild_functions(self.model)
+
+    def _carry(self, share):
+        # A `PEDCCModel` hands its own share to its loss.
+        if not isinstance(self.model, PEDCCModel):
+            self.model.loss.margin_share = share
+
+    def _check(self):
+        if not hasattr(self.model.loss, "margin_share"):
+            raise ValueError(
+                "`MarginWarmup` needs a loss with a margin that may be any number: "
+                "`PEDCCLoss`, `AMSoftmaxLoss` or `ArcFaceLoss`. Received: loss="
+                f"{self.model.loss!r}. Pass one to `compile`, or leave the callback "
+                "out."
+            )
+        holder = _holder_of(self.model)
+        if holder is None:
+            raise ValueError(
+                "`MarginWarmup` needs a `PEDCCModel`, or a model with a `PEDCCDense` "
+                f"or `CosineDense` layer. Received: model {self.model.name!r} without "
+                "one. Add the layer, or leave the callback out."
+            )
+        if holder.callback is not self:
+            raise ValueError(
+                "`fit` takes one `MarginWarmup`. Received: a second one, with epochs="
+                f"{holder.callback.epochs}. Leave one out."
+            )
 
 
-def _find_head(model, loss):
-    if not hasattr(loss, "margin_share"):
-        raise ValueError(
-            "`MarginWarmup` needs a loss with a margin that may be any number: "
-            f"`PEDCCLoss`, `AMSoftmaxLoss` or `ArcFaceLoss`. Received: loss={loss!r}. "
-            "Pass one to `compile`, or leave the callback out."
-        )
-    for layer in model._flatten_layers():
-        if isinstance(layer, CosineDense):
-            return layer
-    raise ValueError(
-        "`MarginWarmup` needs a model with a `PEDCCDense` or `CosineDense` layer. "
-        f"Received: model {model.name!r} without one. Add the layer, or leave the "
-        "callback out."
-    )
+def _holder_of(model):
+    """Where a model has the share of its margin, or `None`."""
+    if isinstance(model, PEDCCModel):
+        return model.margin_share
+    heads = [layer for layer in _layers_of(model) if isinstance(layer, CosineDense)]
+    return heads[0].margin_share if heads else None

@@ -13,6 +13,7 @@ MODULES = [
     "callbacks",
     "centroids",
     "embedding",
+    "functional",
     "heads",
     "cosine_dense",
     "pedcc_dense",

@@ -1,17 +1,24 @@
+import copy
 import functools
+import pickle
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from tensors import assert_allclose, only_once
 
 from keras_pedcc import (
+    CosineDense,
     IntraClassDistance,
     PEDCCDense,
     PEDCCLoss,
     PEDCCModel,
     pedcc_loss,
 )
+from keras_pedcc.functional import functional_kind
+
+BACKEND = keras.backend.backend()
 
 
 @pytest.fixture
@@ -19,9 +26,9 @@ def data(rng):
     return rng.standard_normal((32, 4)).astype("float32"), np.arange(32) % 3
 
 
-def make_model(loss=None, **kwargs):
+def make_model(loss=None, cls=PEDCCModel, **kwargs):
     inputs = keras.Input((4,))
-    model = PEDCCModel(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
+    model = cls(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
     model.compile("sgd", PEDCCLoss() if loss is None else loss, **kwargs)
     return model
 
@@ -246,9 +253,10 @@ def test_nan_features_stop_training(data):
     images = data[0].copy()
     images[5] = np.nan
     stop = keras.callbacks.TerminateOnNaN()
-    history = make_model().fit(
-        images, data[1], epochs=3, callbacks=[stop], verbose=0, shuffle=False
-    )
+    with pytest.warns(UserWarning, match="loss=nan in epoch 1"):
+        history = make_model().fit(
+            images, data[1], epochs=3, callbacks=[stop], verbose=0, shuffle=False
+        )
     assert len(history.history["loss"]) == 1
 
 
@@ -278,3 +286,350 @@ def test_batch_of_nothing_changes_no_weight(data, root):
     assert model.train_on_batch(data[0][:0], data[1][:0]) == 0
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
+
+
+class Subclassed(PEDCCModel):
+    """A model with a `call` of its own, which may return anything."""
+
+    def __init__(self, answer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.head = keras.layers.Dense(8), PEDCCDense(3)
+        self.answer = answer or (lambda outputs: outputs)
+
+    def call(self, x):
+        return self.answer(self.head(self.dense(x)))
+
+
+def subclassed(answer=None, **kwargs):
+    model = Subclassed(answer)
+    model.compile("sgd", PEDCCLoss(), **kwargs)
+    return model
+
+
+@keras.saving.register_keras_serializable("tests")
+class Wide(PEDCCModel):
+    """A functional model that makes its own graph."""
+
+    def __init__(self, width=5, **kwargs):
+        inputs = keras.Input((4,))
+        outputs = PEDCCDense(3)(keras.layers.Dense(width)(inputs))
+        super().__init__(inputs, outputs, **kwargs)
+        self.width = width
+
+    def get_config(self):
+        return {"width": self.width, "name": self.name}
+
+
+class Unregistered(PEDCCModel):
+    pass
+
+
+def test_functional_models_leave_the_bases_of_their_classes(data, tmp_path):
+    bases = [cls.__bases__ for cls in (PEDCCModel, Wide, Unregistered)]
+    before = subclassed()
+    before.fit(*data, verbose=0)
+    make_model(cls=Unregistered).fit(*data, verbose=0)
+    Wide()
+    before.fit(*data, verbose=0)
+    before.save(tmp_path / "model.keras")
+    subclassed().fit(*data, verbose=0)
+    assert [cls.__bases__ for cls in (PEDCCModel, Wide, Unregistered)] == bases
+
+
+@pytest.mark.parametrize(
+    "make", [make_model, Wide, lambda: make_model(cls=Unregistered)]
+)
+def test_functional_models_survive_files_and_configs(data, tmp_path, make):
+    model = make()
+    model.save(tmp_path / "model.keras")
+    custom = {"Unregistered": Unregistered}
+    loaded = keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom)
+    for copied in (loaded, type(model).from_config(model.get_config())):
+        assert type(copied) is type(model)
+        copied.set_weights(model.get_weights())
+        assert_allclose(
+            copied(data[0])["logits"], ops.convert_to_numpy(model(data[0])["logits"])
+        )
+
+
+@pytest.mark.parametrize("make", [make_model, Wide])
+def test_functional_models_survive_pickle_and_copy(make):
+    model = make()
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(copied) is type(model)
+        for ours, theirs in zip(copied.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_clone_of_a_functional_model_is_compiled_and_of_its_class(data):
+    clone = keras.models.clone_model(make_model(cls=Unregistered))
+    assert isinstance(clone, Unregistered)
+    clone.fit(*data, verbose=0)
+
+
+def test_functional_kind_takes_nothing_from_its_class():
+    kind = functional_kind(Wide)
+    assert kind is functional_kind(Wide) is functional_kind(kind)
+    assert (kind.__name__, kind.__module__) == ("Wide", Wide.__module__)
+    assert keras.saving.get_registered_name(kind) == "tests>Wide"
+    assert keras.saving.get_registered_object("tests>Wide") is Wide
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches that are counted, the labels of the last of them replaced."""
+
+    def __init__(self, images, labels, last=None, number=3, **kwargs):
+        super().__init__(**kwargs)
+        self.images, self.labels, self.last = images, labels, last
+        self.number, self.fetched = number, 0
+
+    def __len__(self):
+        return self.number
+
+    def __getitem__(self, index):
+        self.fetched += 1
+        last = self.last is not None and index == self.number - 1
+        return self.images, self.last if last else self.labels
+
+
+def test_validation_fetches_each_batch_once_an_epoch(data):
+    counts = []
+    for model in (make_model(), plain_model()):
+        batches = Batches(*data)
+        model.fit(*data, validation_data=batches, epochs=5, verbose=0)
+        counts.append(batches.fetched)
+    extra = 2 * (BACKEND == "tensorflow")  # Keras looks at their shapes
+    assert counts == [15 + extra] * 2
+
+
+def plain_model():
+    inputs = keras.Input((4,))
+    head = PEDCCDense(3, return_features=False)
+    model = keras.Model(inputs, head(keras.layers.Dense(8)(inputs)))
+    model.compile("sgd", PEDCCLoss())
+    return model
+
+
+def test_steps_are_traced_as_often_as_those_of_a_plain_model(data):
+    counts = []
+    for plain in (False, True):
+        calls = []
+
+        class Counting(PEDCCLoss):
+            def call(self, *args, calls=calls):
+                calls.append(1)
+                return super().call(*args)
+
+        model = plain_model() if plain else make_model()
+        model.compile("sgd", Counting())
+        for _ in range(2):
+            model.train_on_batch(*data)
+            model.fit(*data, batch_size=32, verbose=0)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
+
+
+def test_model_is_whole_after_an_error_in_its_loss(data):
+    def wrong(y_true, y_pred):
+        raise ValueError("wrong loss")
+
+    model = make_model(wrong)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="wrong loss"):
+        model.fit(*data, verbose=0)
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_model_shows_the_loss_it_was_given(data):
+    loss = PEDCCLoss()
+    model = make_model(loss)
+    assert model.loss is loss
+    config = model.get_compile_config()["loss"]
+    assert config == keras.saving.serialize_keras_object(loss)
+    assert isinstance(make_model(PEDCCLoss).loss, PEDCCLoss)
+
+
+class CallableLoss:
+    def __call__(self, y_true, y_pred):
+        return 1 - y_pred["logits"][:, 0]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y_true, y_pred: 1 - y_pred["logits"][:, 0],
+        functools.partial(lambda at, y_true, y_pred: 1 - y_pred["logits"][:, at], 0),
+        CallableLoss(),
+    ],
+    ids=["lambda", "partial", "object"],
+)
+def test_loss_may_be_anything_that_is_called(data, loss):
+    model = make_model(loss)
+    expected = np.mean(1 - model.predict(data[0], verbose=0)["logits"][:, 0])
+    assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
+    model.fit(*data, verbose=0)
+
+
+class Doubled(keras.losses.SparseCategoricalCrossentropy):
+    def call(self, y_true, y_pred):
+        return 2 * super().call(y_true, y_pred)
+
+
+def test_subclasses_of_losses_of_keras_see_the_logits(data):
+    loss = Doubled(from_logits=True)
+    model = make_model(loss)
+    expected = float(loss(data[1], model.predict(data[0], verbose=0)["logits"]))
+    assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss", [Doubled(), keras.losses.KLDivergence(name="divergence"), "Poisson"]
+)
+def test_losses_of_probabilities_are_refused_whatever_their_name(loss):
+    with pytest.raises(ValueError, match="logits are cosines and not probabilities"):
+        make_model(loss)
+
+
+def test_metrics_keep_a_name_that_begins_as_an_output(data):
+    class Shown(PEDCCModel):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.shown = keras.metrics.Mean("features_shown")
+
+    metric = keras.metrics.SparseCategoricalAccuracy("logits_hits")
+    model = make_model(cls=Shown, metrics=[metric])
+    logs = model.evaluate(*data, return_dict=True, verbose=0)
+    assert set(logs) == {"loss", "logits_hits", "features_shown"}
+
+
+def test_fit_takes_its_arguments_by_position(data):
+    model = make_model()
+    history = model.fit(*data, 16, 3, 0, None, 0.0, data, False, None, None, 1)
+    assert len(history.history["val_loss"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "received"),
+    [
+        (lambda outputs: outputs["logits"], "Tensor|Tracer"),
+        (lambda outputs: (outputs["features"], outputs["logits"]), "tuple"),
+        (lambda outputs: {"scores": outputs["logits"]}, r"\['scores'\]"),
+    ],
+    ids=["logits", "tuple", "keys"],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate", "train_on_batch"])
+def test_model_refuses_outputs_of_its_call(data, answer, received, method):
+    model = subclassed(answer, metrics=["accuracy"])
+    rule = r"`Subclassed.call` must return a dict with the keys"
+    with pytest.raises(ValueError, match=rf"{rule}.* Received: .*{received}"):
+        getattr(model, method)(*data)
+
+
+def as_tensor(labels):
+    return ops.convert_to_tensor(labels.astype("int32"))
+
+
+@pytest.mark.parametrize("make", [make_model, subclassed])
+@pytest.mark.parametrize(
+    "method", ["fit", "evaluate", "train_on_batch", "test_on_batch"]
+)
+@pytest.mark.parametrize("form", [np.ndarray.tolist, as_tensor], ids=["list", "tensor"])
+def test_labels_of_every_form_are_checked(data, make, method, form):
+    labels = data[1].copy()
+    labels[5] = 3
+    with pytest.raises(ValueError, match=r"whole numbers from 0 to 2.* 3 at index 5"):
+        getattr(make(), method)(data[0], form(labels))
+
+
+def test_labels_beyond_int32_are_refused_in_every_batch(data):
+    labels = data[1] + 2**32
+    for method in ("train_on_batch", "test_on_batch"):
+        with pytest.raises(ValueError, match="whole numbers from 0 to 2"):
+            getattr(make_model(), method)(data[0], labels)
+
+
+def test_float_labels_that_round_classes_are_refused():
+    inputs = keras.Input((2,))
+    head = CosineDense(2049)
+    model = PEDCCModel(inputs, head(inputs))
+    model.compile("sgd", PEDCCLoss())
+    images = np.ones((3, 2))
+    with pytest.raises(ValueError, match=r"tells all classes apart.*dtype=float16"):
+        model.fit(images, np.arange(3, dtype="float16"), verbose=0)
+    model.fit(images, np.arange(3, dtype="float32"), verbose=0)
+
+
+def generator_of(batches):
+    yield from (batches[i] for i in range(len(batches)))
+
+
+def loader_of(batches):
+    torch = pytest.importorskip("torch")
+    samples = torch.utils.data.TensorDataset(
+        torch.tensor(np.concatenate([batches[i][0] for i in range(3)])),
+        torch.tensor(np.concatenate([batches[i][1] for i in range(3)])),
+    )
+    return torch.utils.data.DataLoader(samples, batch_size=len(batches.labels))
+
+
+# Inside of `tf.data`, what Python raises becomes an error of TensorFlow.
+ERRORS = (ValueError,)
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    ERRORS = (ValueError, tf.errors.OpError)
+
+
+@pytest.mark.parametrize(
+    ("form", "which"),
+    [
+        (lambda batches: batches, "batch 2"),
+        (generator_of, "batch 2"),
+        (loader_of, "a batch"),
+    ],
+    ids=["PyDataset", "generator", "DataLoader"],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_labels_of_batches_are_checked(data, form, which, method):
+    wrong = data[1] + 2**32
+    batches = form(Batches(*data, wrong))
+    options = {"shuffle": False} if method == "fit" else {}
+    with pytest.raises(ERRORS, match=f"labels of {which} must be whole numbers"):
+        getattr(make_model(), method)(batches, verbose=0, **options)
+
+
+def test_labels_of_validation_batches_are_checked(data):
+    batches = Batches(*data, data[1] + 1)
+    with pytest.raises(ERRORS, match="validation labels of batch 2 must be"):
+        make_model().fit(*data, validation_data=batches, verbose=0)
+
+
+def test_checked_batches_keep_the_workers_and_the_ends_of_epochs(data):
+    epochs = []
+
+    class Counting(Batches):
+        def on_epoch_end(self):
+            epochs.append(1)
+
+    batches = Counting(*data, workers=2, max_queue_size=3)
+    make_model().fit(batches, epochs=2, verbose=0)
+    assert len(epochs) >= 2
+
+
+def test_labels_of_a_tf_dataset_that_are_no_class_give_nan_and_a_warning(data):
+    tf = pytest.importorskip("tensorflow")
+    labels = np.where(np.arange(32) == 7, 2**32 + 1, data[1])
+    dataset = tf.data.Dataset.from_tensor_slices((data[0], labels)).batch(16)
+    with pytest.warns(UserWarning, match="label that is no class gives NaN") as caught:
+        history = make_model().fit(dataset, epochs=2, shuffle=False, verbose=0).history
+    assert np.isnan(history["loss"]).all()
+    assert len(caught) == 1
+
+
+def test_model_with_a_loss_of_its_own_may_go_without_labels(data):
+    class Alone(PEDCCModel):
+        def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
+            return ops.mean(y_pred["logits"])
+
+    make_model(cls=Alone).fit(data[0], verbose=0)

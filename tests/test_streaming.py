@@ -362,21 +362,22 @@ def test_gradient_without_training_is_refused(case):
         gradient_of(loss, features)
 
 
-def test_model_without_its_head_is_told_why():
+class WithoutOutputs(PEDCCModel):
+    """A model with a `call` of its own, which has no outputs before it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras_pedcc.CosineDense(CLASSES, streaming=True)
+
+    def call(self, x):
+        return self.head(x)
+
+
+def test_model_without_its_head_is_told_why(samples):
+    model = WithoutOutputs()
+    model.compile("sgd", PEDCCLoss(), metrics=["accuracy"])
     with pytest.raises(ValueError, match="needs a functional model"):
-        PEDCCModel._check_call(
-            _WithoutHead(), np.zeros(2), {"features": np.zeros((2, 3))}
-        )
-
-
-class _WithoutHead:
-    """As a subclass with a `call` of its own.
-
-    Keras lets none be made once there is a functional model of the class.
-    """
-
-    _loss_of_outputs = PEDCCLoss()
-    _streams = False
+        model.fit(*samples, verbose=0)
 
 
 @only_once
@@ -516,11 +517,11 @@ def test_metrics_that_are_refused(metrics, message):
         make_model(metrics=metrics)
 
 
-def test_metrics_need_the_loss_before(samples):
+def test_loss_leaves_the_outputs_as_they_are(samples):
     model = make_model()
     outputs = model(samples[0])
-    with pytest.raises(ValueError, match="come with the loss"):
-        model.compute_metrics(*samples, outputs)
+    model.compute_loss(*samples, outputs)
+    assert set(outputs) == {"features"}
 
 
 def test_more_classes_than_labels_can_name_are_refused():

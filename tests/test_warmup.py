@@ -2,7 +2,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from tensors import assert_allclose, numpy_of
+from tensors import assert_allclose, numpy_of, only_once
 
 import keras_pedcc
 from keras_pedcc import (
@@ -81,10 +81,26 @@ def test_margins_of_classes_grow_together(data):
     assert_allclose(fitted.history["loss"][1], numpy_of(expected).mean())
 
 
+class Shares(keras.callbacks.Callback):
+    """Notes the share of the margin, and what else is asked for, in each epoch."""
+
+    def __init__(self, warmup, ask=None):
+        super().__init__()
+        self.callbacks = [warmup, self]
+        self.seen, self.answers = [], []
+        self.warmup, self.ask = warmup, ask
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(self.warmup.share)
+        if self.ask is not None:
+            self.answers.append(self.ask(epoch))
+
+
 def test_late_start_has_the_margin_of_its_epoch(data):
     model = model_of(AMSoftmaxLoss(margin=0.8))
-    model.fit(*data, epochs=4, initial_epoch=3, callbacks=[MarginWarmup(4)], verbose=0)
-    assert float(model.loss.margin_share) == 0.75
+    shares = Shares(MarginWarmup(4))
+    model.fit(*data, epochs=4, initial_epoch=3, callbacks=shares.callbacks, verbose=0)
+    assert shares.seen == [0.75]
 
 
 def test_killed_run_resumes_as_if_never_killed(data, tmp_path):
@@ -137,8 +153,7 @@ def test_files_do_not_know_the_warmup(data, tmp_path):
         file.visit(names.append)
     assert not [name for name in names if "margin_share/vars/" in name]
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.loss.margin_share is None
-    assert len(loaded.weights) == len(model.weights) - 1
+    assert len(loaded.weights) == len(model.weights)
     outputs = model.predict(data[0], verbose=0)
     expected = numpy_of(am_softmax_loss(data[1], outputs, margin=0.8)).mean()
     assert_allclose(loaded.evaluate(*data, verbose=0), expected)
@@ -148,9 +163,10 @@ def test_files_do_not_know_the_warmup(data, tmp_path):
 def test_warmup_and_finetuning_go_together(data):
     model = model_of(PEDCCLoss(margin=0.8), rate=0.1)
     before = numpy_of(model.layers[-1].centroids)
-    callbacks = [MarginWarmup(2), keras_pedcc.FinetuneCallback(1, 0.1)]
+    shares = Shares(MarginWarmup(2))
+    callbacks = [*shares.callbacks, keras_pedcc.FinetuneCallback(1, 0.1)]
     model.fit(*data, epochs=2, callbacks=callbacks, verbose=0)
-    assert float(model.loss.margin_share) == 0.5
+    assert shares.seen == [0.0, 0.5]
     assert np.abs(numpy_of(model.layers[-1].centroids) - before).max() > 1e-4
 
 
@@ -183,5 +199,174 @@ def test_warmup_refuses_models(data):
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
     model.compile("sgd", AMSoftmaxLoss())
-    with pytest.raises(ValueError, match="needs a model with a `PEDCCDense`"):
+    with pytest.raises(ValueError, match="needs a `PEDCCModel`, or a model with"):
         model.fit(*data, callbacks=[MarginWarmup()], verbose=0)
+
+
+def loss_with(margin, model, data):
+    outputs = model.predict(data[0], verbose=0)
+    return numpy_of(am_softmax_loss(data[1], outputs, margin=margin)).mean()
+
+
+def evaluated(model, data):
+    return model.evaluate(*data, verbose=0)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_margin_is_full_outside_of_fit(data, plain):
+    model = model_of(AMSoftmaxLoss(margin=0.8), plain=plain)
+    for _ in range(2):
+        model.fit(*data, epochs=2, callbacks=[MarginWarmup(3)], verbose=0)
+        assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
+    assert model.loss.margin_share is None
+
+
+def test_other_model_with_the_same_loss_keeps_its_margin(data):
+    loss = AMSoftmaxLoss(margin=0.8)
+    model, other = model_of(loss), model_of(loss)
+    shares = Shares(MarginWarmup(3), lambda epoch: evaluated(other, data))
+    model.fit(*data, epochs=2, callbacks=shares.callbacks, verbose=0)
+    expected = loss_with(0.8, other, data)
+    assert_allclose([*shares.answers, evaluated(other, data)], expected)
+
+
+def test_model_ignores_the_share_that_its_loss_carries(data):
+    loss = AMSoftmaxLoss(margin=0.8)
+    plain, other = model_of(loss, plain=True), model_of(loss)
+    shares = Shares(MarginWarmup(3), lambda epoch: evaluated(other, data))
+    plain.fit(*data, callbacks=shares.callbacks, verbose=0)
+    assert_allclose(shares.answers, loss_with(0.8, other, data))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_fit_inside_of_fit_has_its_own_share(data, plain):
+    loss = AMSoftmaxLoss(margin=0.8)
+    model, other = model_of(loss, plain=plain), model_of(loss, plain=plain)
+
+    def fit(epoch):
+        warmup = MarginWarmup(1, start=0.25)
+        return other.fit(*data, callbacks=[warmup], verbose=0).history["loss"][0]
+
+    shares = Shares(MarginWarmup(2), fit)
+    logs = model.fit(*data, epochs=2, callbacks=shares.callbacks, verbose=0).history
+    expected = [loss_with(margin, model, data) for margin in (0.0, 0.4)]
+    assert_allclose(logs["loss"], expected)
+    assert_allclose(shares.answers, loss_with(0.2, other, data))
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise KeyboardInterrupt
+
+
+def test_interrupted_fit_leaves_the_margin_full(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, callbacks=[MarginWarmup(3), Interrupt()], verbose=0)
+    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
+
+
+@only_once
+def test_end_of_training_by_hand_gives_a_plain_model_its_margin(data):
+    model, warmup = model_of(AMSoftmaxLoss(margin=0.8), plain=True), MarginWarmup(3)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, callbacks=[warmup, Interrupt()], verbose=0)
+    warmup.on_train_end()
+    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
+
+
+@only_once
+def test_plain_model_has_its_margin_after_a_fit_that_follows_an_interrupted_one(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8), plain=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, callbacks=[MarginWarmup(3), Interrupt()], verbose=0)
+    model.fit(*data, callbacks=[MarginWarmup(3)], verbose=0)
+    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_share_is_no_weight_and_is_not_logged(data, plain):
+    model = model_of(AMSoftmaxLoss(), plain=plain, metrics=["accuracy"])
+    names = list(model.metrics_names)
+
+    def ask(epoch):
+        return [variable.path for variable in (*model.weights, *model.variables)]
+
+    before = ask(0)
+    shares = Shares(MarginWarmup(3), ask)
+    logs = model.fit(*data, callbacks=shares.callbacks, verbose=0).history
+    assert shares.answers == [before] == [ask(0)]
+    assert set(logs) == {"loss", "accuracy"}
+    assert model.metrics_names == names
+    assert len(model.evaluate(*data, verbose=0)) == 2
+    keras.models.clone_model(model).set_weights(model.get_weights())
+
+
+def test_best_weights_are_restored_without_the_share(data):
+    class Quality(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["quality"] = -abs(epoch - 1)
+
+    model = model_of(AMSoftmaxLoss(margin=0.8), rate=0.1)
+    best = keras.callbacks.EarlyStopping(
+        "quality", mode="max", patience=9, restore_best_weights=True
+    )
+    shares = Shares(MarginWarmup(2))
+    callbacks = [*shares.callbacks, Quality(), best]
+    model.fit(*data, epochs=4, callbacks=callbacks, verbose=0)
+    assert shares.seen == [0.0, 0.5, 1.0, 1.0]
+    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
+
+
+@only_once
+def test_second_warmup_is_refused(data):
+    model = model_of(AMSoftmaxLoss())
+    with pytest.raises(ValueError, match="takes one `MarginWarmup`.* epochs=5"):
+        model.fit(*data, callbacks=[MarginWarmup(2), MarginWarmup(5)], verbose=0)
+    model.fit(*data, callbacks=[MarginWarmup(2)], verbose=0)
+
+
+@only_once
+def test_evaluation_with_the_callback_has_the_full_margin(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
+    found = model.evaluate(*data, callbacks=[MarginWarmup(2)], verbose=0)
+    assert_allclose(found, loss_with(0.8, model, data))
+
+
+class Wrapped(keras.layers.Layer):
+    """A head inside of a layer of the user's."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.head = PEDCCDense(3, **kwargs)
+
+    def build(self, shape):
+        self.head.build(shape)
+
+    def call(self, x):
+        return self.head(x)
+
+
+class Subclassed(PEDCCModel):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.wrapped = keras.layers.Dense(4), Wrapped()
+
+    def call(self, x):
+        return self.wrapped(self.dense(x))
+
+
+def nested():
+    inputs = keras.Input((6,))
+    inner = keras.Sequential([keras.layers.Dense(4), Wrapped(return_features=False)])
+    return keras.Model(inputs, inner(inputs))
+
+
+@pytest.mark.parametrize("make", [Subclassed, nested])
+def test_margin_grows_in_models_of_every_kind(data, make):
+    model = make()
+    model.compile(keras.optimizers.SGD(0.0), AMSoftmaxLoss(margin=0.8))
+    logs = model.fit(*data, epochs=2, callbacks=[MarginWarmup(2)], verbose=0).history
+    expected = [loss_with(margin, model, data) for margin in (0.0, 0.4)]
+    assert_allclose(logs["loss"], expected)
+    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))

@@ -1,5 +1,7 @@
 """The constants of losses: what is checked of them, and the form they are used in."""
 
+import contextlib
+import contextvars
 import numbers
 
 import keras
@@ -88,11 +90,29 @@ def plain_margin(margin):
     return float(margin)
 
 
+# Of the model whose loss is computed, in this thread: replicas have one each.
+_SHARE = contextvars.ContextVar("share of the margin")
+
+
+@contextlib.contextmanager
+def margin_share(share):
+    """Gives the losses computed inside this share of their margin, `None` for all.
+
+    One loss may be that of several models: inside, what it carries does not count.
+    """
+    token = _SHARE.set(share)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
+
+
 def warmed_margin(loss):
     """The margin of a loss, times the share that `MarginWarmup` gives it."""
-    if loss.margin_share is None:
+    share = _SHARE.get(loss.margin_share)
+    if share is None:
         return loss.margin
-    share = ops.convert_to_tensor(loss.margin_share)
+    share = ops.convert_to_tensor(share)
     return share * ops.convert_to_tensor(loss.margin, share.dtype)
 
 

@@ -1,0 +1,60 @@
+"""Functional models of a class beside subclasses with a `call` of their own.
+
+Given inputs and outputs, `keras.Model.__init__` puts its functional class among the
+bases of every subclass, for good: a subclass with a `call` of its own then breaks.
+A functional model here is of a class made for it, and the bases stay as they are.
+"""
+
+import copyreg
+import functools
+
+import keras
+
+
+class _FunctionalKind(type(keras.Model)):
+    """Metaclass of the classes made here, by which pickle tells them."""
+
+
+@functools.cache
+def functional_kind(cls):
+    """Returns the class of functional models of `cls`, a subclass of it.
+
+    It has the name of `cls`, and is saved and loaded as `cls`.
+
+    Example:
+
+    >>> from keras_pedcc.functional import functional_kind
+    >>> functional_kind(keras_pedcc.PEDCCModel).__name__
+    'PEDCCModel'
+    """
+    if issubclass(cls, _keras_functional()):
+        return cls
+    names = ("__module__", "__qualname__", "__doc__")
+    attributes = {name: getattr(cls, name) for name in names}
+    kind = _FunctionalKind(cls.__name__, (cls, _keras_functional()), attributes)
+    _register_as(kind, keras.saving.get_registered_name(cls))
+    return kind
+
+
+def takes_graph(args, kwargs):
+    """Whether these arguments of a model are the inputs and outputs of a graph."""
+    return len(args) == 2 or ("outputs" in kwargs and (args or "inputs" in kwargs))
+
+
+@functools.cache
+def _keras_functional():
+    # With names, or it would use up the first of those that Keras gives by itself.
+    inputs = keras.Input((1,), name="inputs")
+    return type(keras.Model(inputs, inputs, name="functional"))
+
+
+def _register_as(kind, name):
+    package, separator, class_name = name.rpartition(">")
+    if separator:
+        registered = keras.saving.get_custom_objects()
+        loaded = registered[name]
+        keras.saving.register_keras_serializable(package, class_name)(kind)
+        registered[name] = loaded  # files hold models of either kind
+
+
+copyreg.pickle(_FunctionalKind, lambda kind: (functional_kind, kind.__bases__[:1]))

@@ -1,0 +1,185 @@
+"""Checks of the labels that `PEDCCModel` trains on, before any backend casts them."""
+
+import copy
+import functools
+import sys
+import types
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def check_labels(labels, num_classes, what="labels"):
+    """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
+
+    Args:
+        labels: NumPy array: class indices, shape `(n,)` or `(n, 1)`; or one-hot
+            or soft labels, shape `(n, num_classes)`.
+        num_classes: int.
+        what: What to call them in the message. Defaults to `"labels"`.
+    """
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"The {what} must be numbers. Received: labels.dtype={labels.dtype}. "
+            "Number the classes from 0."
+        )
+    soft = labels.ndim == 2 and labels.shape[1] == num_classes
+    if not (soft or labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)):
+        raise ValueError(
+            f"The {what} must have shape (n,), (n, 1) or (n, num_classes). Received: "
+            f"labels.shape={labels.shape}, num_classes={num_classes}. Make the labels "
+            "fit the number of classes."
+        )
+    if not soft:
+        _check_precision(labels.dtype, num_classes, what)
+    bad, rule = _bad_soft_labels(labels) if soft else _bad_indices(labels, num_classes)
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
+            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
+            "the head with another num_classes."
+        )
+
+
+def check_own_labels(y, num_classes, what="labels"):
+    """`check_labels` for what `fit` takes: arrays, lists, tensors, data frames."""
+    labels = _as_array(y)
+    if labels is not None:
+        check_labels(labels, num_classes, what)
+
+
+def checked(data, num_classes, what="labels"):
+    """Returns a data set that raises at the first batch with labels of no class.
+
+    Args:
+        data: What `fit` takes as `x` when it takes no `y`.
+        num_classes: int.
+        what: What to call the labels in the message. Defaults to `"labels"`.
+
+    Returns:
+        A `PyDataset`, generator or PyTorch `DataLoader` in whose place it checks; for
+        a `tf.data.Dataset` on JAX one that keeps wide labels out of range; else `data`.
+    """
+    check = functools.partial(_check_batch, num_classes=num_classes, what=what)
+    if isinstance(data, keras.utils.PyDataset):
+        return CheckedBatches(data, check)
+    if isinstance(data, types.GeneratorType):
+        return (check(batch, number) for number, batch in enumerate(data))
+    if _is_of(data, "torch", "utils.data.DataLoader"):
+        return _checked_loader(data, check)
+    if keras.backend.backend() == "jax" and _is_of(data, "tensorflow", "data.Dataset"):
+        return _narrowed(data)
+    return data
+
+
+class CheckedBatches(keras.utils.PyDataset):
+    """A `PyDataset` whose batches are checked where they are made.
+
+    Args:
+        dataset: `keras.utils.PyDataset`.
+        check: Function of a batch and its number that returns the batch.
+    """
+
+    def __init__(self, dataset, check):
+        super().__init__(
+            dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size
+        )
+        self.dataset, self.check = dataset, check
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+    def __getitem__(self, index):
+        return self.check(self.dataset[index], index)
+
+    def on_epoch_begin(self):
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.dataset.on_epoch_end()
+
+
+def _check_batch(batch, number=None, *, num_classes, what):
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        which = "a batch" if number is None else f"batch {number}"
+        check_own_labels(batch[1], num_classes, f"{what} of {which}")
+    return batch
+
+
+class _CheckedCollate:
+    """Collates as a `DataLoader` did, and checks; workers get it by pickle."""
+
+    def __init__(self, collate, check):
+        self.collate, self.check = collate, check
+
+    def __call__(self, samples):
+        return self.check(self.collate(samples))
+
+
+def _checked_loader(loader, check):
+    loader = copy.copy(loader)
+    loader.collate_fn = _CheckedCollate(loader.collate_fn, check)
+    return loader
+
+
+def _narrowed(dataset):
+    """A `tf.data.Dataset` whose labels JAX casts to int32 without wrapping them."""
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    labels = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    if not isinstance(labels, tf.TensorSpec) or not labels.dtype.is_integer:
+        return dataset
+
+    def narrow(x, y, *weight):
+        y = tf.clip_by_value(tf.cast(y, tf.int64), -1, 2**31 - 1)
+        return x, tf.cast(y, tf.int32), *weight
+
+    return dataset.map(narrow)
+
+
+def _is_of(value, module, name):
+    """Whether a value is of a class of a module, which nothing here imports."""
+    found = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None and isinstance(value, found)
+
+
+def _as_array(y):
+    """Labels as a NumPy array, or `None` for what is none."""
+    if isinstance(y, list | tuple):
+        return np.asarray(y)
+    if ops.is_tensor(y):
+        y = ops.convert_to_numpy(y)
+    if not hasattr(y, "__array__"):
+        return None
+    labels = np.asarray(y)
+    short = labels.dtype.name == "bfloat16"  # which NumPy takes for no number
+    return labels.astype("float32") if short else labels
+
+
+def _check_precision(dtype, num_classes, what):
+    """Raises where a float dtype rounds one class to another."""
+    if dtype.kind == "f" and num_classes > 2 ** (np.finfo(dtype).nmant + 1):
+        raise ValueError(
+            f"The {what} must be of a dtype that tells all classes apart. Received: "
+            f"labels.dtype={dtype}, num_classes={num_classes}. Pass integers."
+        )
+
+
+def _bad_soft_labels(labels):
+    """Which rows are no distributions, and what they should be."""
+    bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
+    bad |= ~(labels >= 0).all(axis=1)
+    return bad, "rows of one-hot or soft labels that are not negative and sum to 1"
+
+
+def _bad_indices(labels, num_classes):
+    """Which labels are no classes, and what they should be."""
+    flat = labels.reshape(-1)
+    bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))
+    return bad, f"whole numbers from 0 to {num_classes - 1}"

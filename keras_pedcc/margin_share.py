@@ -1,0 +1,59 @@
+"""The share of its margin that a loss has while `MarginWarmup` runs."""
+
+import keras
+
+
+class MarginShare:
+    """Holds the share as a variable while `MarginWarmup` runs, and nothing else.
+
+    A compiled step would keep the value of a plain number. Keras hands the state of
+    metrics to compiled steps on every backend, and it is no weight: neither saved,
+    nor restored, nor copied by `set_weights`.
+
+    Attributes:
+        share: The share as a float, 1 while no `MarginWarmup` runs.
+        metrics: The metric that has the variable, in a list that is else empty.
+        callback: The `MarginWarmup` that sets the share.
+    """
+
+    def __init__(self):
+        self.share = 1.0
+        self.metrics = []
+        self.callback = None
+
+    @property
+    def value(self):
+        """The variable, or `None`: the margin is full."""
+        return self.metrics[0].value if self.metrics else None
+
+    def start(self):
+        """Makes the variable, with the value 1."""
+        self.metrics = [_Share()]
+
+    def set(self, share):
+        """Sets the variable."""
+        self.share = share
+        self.value.assign(share)
+
+    def stop(self):
+        """Forgets the variable."""
+        self.share, self.metrics = 1.0, []
+
+
+class _Share(keras.metrics.Metric):
+    """State that no batch changes and no log shows."""
+
+    def __init__(self):
+        super().__init__(name="margin_share", dtype="float32")
+        self.value = keras.Variable(
+            1.0, "float32", trainable=False, aggregation="mean", name="margin_share"
+        )
+
+    def reset_state(self):
+        pass
+
+    def update_state(self, *args, **kwargs):
+        pass
+
+    def result(self):
+        return {}
