@@ -168,13 +168,14 @@ def test_copies_under_any_parent_keep_what_was_asked(
 
 @pytest.mark.parametrize("copy", COPIES)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_flag_of_the_head_is_copied_as_that_of_any_layer(copy, frozen, tmp_path):
+@pytest.mark.parametrize("flag", [False, True])
+def test_flag_of_the_head_is_copied_as_that_of_any_layer(copy, frozen, flag, tmp_path):
     model = model_of(PEDCCDense(3, frozen=frozen))
     for layer in model.layers:
-        layer.trainable = False
+        layer.trainable = flag
     dense, head = copy(model, tmp_path).layers[1:]
     head.frozen = False
-    assert head.trainable is dense.trainable is False
+    assert head.trainable is dense.trainable is flag
 
 
 def test_constructor_takes_its_own_config():
