@@ -7,50 +7,61 @@ import keras
 from keras import ops
 
 from keras_pedcc.checks import check_whole
-from keras_pedcc.optimizers import FinetuneOptimizer, strategy_scope
+from keras_pedcc.internals import set_optimizer
+from keras_pedcc.optimizers import FinetuneOptimizer, check_inner, strategy_scope
 from keras_pedcc.pedcc_dense import PEDCCDense
+from keras_pedcc.sublayers import layers_of
 
 
 class FinetuneCallback(keras.callbacks.Callback):
     """Trains the centroids too, from a given epoch on.
 
     At the start of that epoch every `PEDCCDense` of the model, in nested models
-    too, is unfrozen (`layer.trainable = True`), and its centroids are trained by
+    too, is unfrozen (`layer.frozen = False`), and its centroids are trained by
     plain SGD at their own learning rate, without momentum, decay or clipping.
     When training starts later than that epoch (`initial_epoch`, or a restored
     backup) they are unfrozen at once. The backbone's optimizer, with its state,
     schedule, clipping and loss scale, goes on as if nothing had happened.
 
+    Each `fit` counts its epochs from 0, and waits for its own `epoch`: centroids that
+    a callback unfroze in a former `fit` are frozen again until then, unless
+    `initial_epoch` is past it. A head that the user unfroze (`trainable=True` in its
+    constructor, or `layer.frozen = False`) is trained from the first epoch, at the
+    learning rate of the callback. A warning tells where the centroids were not
+    trained at all: in a `fit` of fewer epochs, or one that `EarlyStopping` ended.
+
     The optimizer of the model is wrapped in a `FinetuneOptimizer` as soon as
     `fit` gets the callback, so that checkpoints made before and after the
-    unfreezing have the same layout. `keras.callbacks.SwapEMAWeights` does not look
-    inside it: for averaged weights give the backbone's optimizer an
-    `ema_overwrite_frequency`.
+    unfreezing have the same layout. `keras.callbacks.SwapEMAWeights` does not work
+    with it, and raises: `use_ema=True` in the backbone's optimizer sets the averages
+    at the end of `fit`, and with `ema_overwrite_frequency` during training.
 
     Args:
-        epoch: int, at least 0. First epoch, counted from 0 as Keras does, in
-            which the centroids are trained; the paper takes 70 of 120. With
+        epoch: int, at least 0. First epoch in which the centroids are trained.
+            Epochs count from 0, as in `initial_epoch`: with `epoch=2`, the third one,
+            which Keras prints as "Epoch 3". The paper takes 70 of 120. With
             `None` they never are, but the optimizer is wrapped all the same: a
-            backup of such a run can go on in one that unfreezes them.
+            backup of such a run can go on in one that unfreezes them. Defaults to 70.
         learning_rate: Positive float; the paper takes 1e-3. It stays the same
-            to the end of training.
+            to the end of training. Defaults to 1e-3.
         optimizer: `keras.optimizers.Optimizer` for the centroids instead of
             plain SGD; `learning_rate` is then not used. A copy of it is used, which
             accumulates gradients over as many steps as the backbone's optimizer
-            unless it has a number of its own.
-        verbose: 0 or 1. Whether to print a line at the unfreezing.
+            unless it has a number of its own. Defaults to `None`.
+        verbose: 0 or 1. Whether to print a line at the unfreezing. Defaults to 0.
 
     Raises:
         TypeError: `epoch` is not a whole number, or `optimizer` no optimizer.
-        ValueError: `epoch` or `learning_rate` is out of range; in `fit`, the
-            model has no `PEDCCDense`, or is not built.
+        ValueError: `epoch` or `learning_rate` is out of range, or `optimizer` is
+            a `LossScaleOptimizer` or without a learning rate; in `fit`, the model has
+            no `PEDCCDense`, or is not built.
 
     Example:
 
     >>> finetune = keras_pedcc.FinetuneCallback(epoch=2)
     >>> history = model.fit(x, y, epochs=3, callbacks=[finetune], verbose=0)
-    >>> model.layers[-1].trainable
-    True
+    >>> model.layers[-1].frozen
+    False
 
     Reference: Zhu et al., IEEE Access 2020, section IV-A.
     """
@@ -65,12 +76,8 @@ class FinetuneCallback(keras.callbacks.Callback):
                 "`learning_rate` must be a positive number. Received: learning_rate="
                 f"{learning_rate!r}. For a schedule, pass `optimizer`."
             )
-        if not isinstance(optimizer, keras.optimizers.Optimizer | None):
-            raise TypeError(
-                "`optimizer` must be a `keras.optimizers.Optimizer`. Received: "
-                f"optimizer={optimizer!r}. Pass one, as keras.optimizers.Adam(1e-3), "
-                "or leave it out for plain SGD."
-            )
+        if optimizer is not None:
+            _check_optimizer(optimizer)
         self.epoch = epoch
         self.learning_rate = float(learning_rate)
         self.optimizer = optimizer
@@ -85,63 +92,99 @@ class FinetuneCallback(keras.callbacks.Callback):
                 self._wrap_optimizer()
 
     def on_train_begin(self, logs=None):
-        epochs = self.params.get("epochs")
-        frozen = any(not head.trainable for head in self._heads)
-        if frozen and None not in (self.epoch, epochs) and self.epoch >= epochs:
+        self._last_epoch = None
+        epochs = (self.params or {}).get("epochs")  # none in a loop of the user's own
+        if epochs and self.epoch is not None and epochs <= self.epoch:
+            self._warn_of_late(epochs)
+
+    def _warn_of_late(self, epochs):
+        if self._waiting():
             warnings.warn(
                 "The centroids will not be fine-tuned: `epoch` must be below the "
                 f"number of epochs. Received: epoch={self.epoch}, with fit(epochs="
-                f"{epochs}). Pass a smaller `epoch`.",
-                stacklevel=2,
+                f"{epochs}). Pass a smaller `epoch`, or go on from a former `fit` with "
+                "`initial_epoch`.",
+                stacklevel=3,
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        frozen = [head for head in self._heads if not head.trainable]
-        if self.epoch is None or epoch < self.epoch or not frozen:
+        first, self._last_epoch = self._last_epoch is None, epoch
+        waiting = self._waiting()
+        if self.epoch is not None and epoch >= self.epoch:
+            frozen = [head for head in waiting if head.frozen]
+            if frozen and (first or epoch == self.epoch):
+                self._unfreeze(frozen, epoch)
+        else:
+            for head in waiting:
+                head.frozen = True
+        self._trace_anew()
+
+    def on_train_end(self, logs=None):
+        ended, epochs = self._last_epoch, (self.params or {}).get("epochs")
+        if None in (self.epoch, ended, epochs) or not ended < self.epoch < epochs:
             return
-        for head in frozen:
-            head.trainable = True
-        if not self._all_trained():
-            self._stay_frozen(frozen)
-            return
-        with strategy_scope(self.model):
-            rebuild_functions(self.model)
-        if self.verbose:
+        if self._waiting():
+            warnings.warn(
+                "The centroids were not fine-tuned: training ended before `epoch`. "
+                f"Received: epoch={self.epoch}, with a last epoch of {ended}, counted "
+                "from 0. Pass a smaller `epoch`, or let `EarlyStopping` act later with "
+                "`start_from_epoch`.",
+                stacklevel=2,
+            )
+
+    def _waiting(self):
+        """The heads whose centroids are not to be trained before `epoch`."""
+        return [head for head in self._heads if head.frozen or head.fine_tuned]
+
+    def _unfreeze(self, heads, epoch):
+        for head in heads:
+            head.frozen = False
+            head.fine_tuned = True
+        trained = {id(v) for v in self.model.trainable_variables}
+        held = [head for head in heads if id(head.centroids) not in trained]
+        for head in held:
+            head.frozen = True
+        if held:
+            self._warn_of_held(held)
+        if self.verbose and len(held) < len(heads):
             print(f"\nEpoch {epoch + 1}: the centroids are trained from here on.")
 
-    def _all_trained(self):
-        trained = {id(v) for v in self.model.trainable_variables}
-        return all(id(head.centroids) in trained for head in self._heads)
-
-    def _stay_frozen(self, heads):
-        for head in heads:
-            head.trainable = False
+    def _warn_of_held(self, heads):
         warnings.warn(
-            "The centroids stay frozen: every model and layer around them must be "
-            f"trainable. Received: model {self.model.name!r} with a part that is "
-            "not. Set its `trainable` to True before `compile`.",
-            stacklevel=3,
+            "The centroids stay frozen: their head, and every model and layer around "
+            f"it, must be trainable. Received: {[head.name for head in heads]} in "
+            f"model {self.model.name!r}, with `trainable=False` there. Set it to True "
+            "before `compile`.",
+            stacklevel=4,
         )
+
+    def _trace_anew(self):
+        """Has Keras trace a step anew if others are trained than in the last trace."""
+        optimizer = _inner(self.model.optimizer)
+        trained = tuple(head.trainable for head in self._heads)
+        if optimizer.traced_with != trained:
+            with strategy_scope(self.model):
+                rebuild_functions(self.model)
+            optimizer.traced_with = trained
 
     def _wrap_optimizer(self):
         outer = self.model.optimizer
-        scaled = isinstance(outer, keras.optimizers.LossScaleOptimizer)
-        inner = outer.inner_optimizer if scaled else outer
+        inner = _inner(outer)
         centroids = [head.centroids for head in self._heads]
         if isinstance(inner, FinetuneOptimizer) and self._fits(inner, centroids):
             self._set_rate(inner)
             return
         wrapped = self._wrapped(inner, centroids)
-        if scaled:
+        if inner is not outer:
             wrapped = _with_loss_scale(outer, wrapped)
-        self.model.optimizer = wrapped
-        # What a saved model is compiled with when it is loaded.
-        self.model._compile_config.config["optimizer"] = wrapped
+        set_optimizer(self.model, wrapped)
         rebuild_functions(self.model)
 
     def _wrapped(self, inner, centroids):
         previous = inner if isinstance(inner, FinetuneOptimizer) else None
         backbone = previous.optimizer if previous else inner
+        if not previous:
+            self._check_averages(backbone)
         wrapped = FinetuneOptimizer(backbone, self._centroid_optimizer(backbone))
         ids = {id(v) for v in centroids}
         wrapped.build([v for v in self.model.variables if v.trainable or id(v) in ids])
@@ -149,6 +192,18 @@ class FinetuneCallback(keras.callbacks.Callback):
             _copy_state(previous.centroid_optimizer, wrapped.centroid_optimizer)
             self._set_rate(wrapped)
         return wrapped
+
+    def _check_averages(self, optimizer):
+        """Raises if an optimizer that averages was built with the centroids, too."""
+        known = optimizer.built and optimizer.use_ema
+        unfrozen = [head.name for head in self._heads if head.trainable]
+        if known and unfrozen:
+            raise ValueError(
+                "`FinetuneCallback` needs an optimizer that does not average the "
+                f"centroids. Received: use_ema=True, built with those of {unfrozen}. "
+                "Call `compile` with a new FinetuneOptimizer(optimizer, "
+                "centroid_optimizer), or freeze the head before `compile`."
+            )
 
     def _centroid_optimizer(self, backbone):
         wanted = self.optimizer or keras.optimizers.SGD(self.learning_rate)
@@ -176,9 +231,7 @@ class FinetuneCallback(keras.callbacks.Callback):
 
 
 def _find_heads(model):
-    heads = [
-        layer for layer in model._flatten_layers() if isinstance(layer, PEDCCDense)
-    ]
+    heads = [layer for layer in layers_of(model) if isinstance(layer, PEDCCDense)]
     if not heads:
         raise ValueError(
             "`FinetuneCallback` needs a model with a `PEDCCDense` layer. Received: "
@@ -193,7 +246,18 @@ def _find_heads(model):
             f"{model.name!r}, in which {unbuilt} have no weights yet. Start the model "
             "with `keras.Input`, or call it on a batch before `fit`."
         )
-    return list({id(head): head for head in heads}.values())
+    # A layer may know another one that is no part of the model, such as a teacher.
+    own = {id(v) for v in model.variables}
+    return [head for head in heads if id(head.centroids) in own]
+
+
+def _check_optimizer(optimizer):
+    check_inner("optimizer", optimizer)
+    if "learning_rate" not in optimizer.get_config():
+        raise ValueError(
+            "`optimizer` must have a learning rate of its own. Received: optimizer="
+            f"{optimizer!r}. Pass a plain one, such as keras.optimizers.Adam(1e-3)."
+        )
 
 
 def rebuild_functions(model):
@@ -203,12 +267,18 @@ def rebuild_functions(model):
             getattr(model, f"make_{name}_function")(force=True)
 
 
+def _inner(optimizer):
+    """The optimizer itself, without the one that scales its loss."""
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return optimizer.inner_optimizer if scaled else optimizer
+
+
 def _with_loss_scale(old, inner):
     """A loss-scale optimizer around `inner`, with the scale that `old` has found."""
     new = keras.optimizers.LossScaleOptimizer(
         inner, old.initial_scale, old.dynamic_growth_steps, name=old.name
     )
-    new.build(inner._trainable_variables)
+    new.build(inner.model_variables)
     if old.built:
         new.step_counter.assign(old.step_counter)
         new.dynamic_scale.assign(old.dynamic_scale)

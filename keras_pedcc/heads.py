@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_pedcc.centroid_variables import mark_centroids
 from keras_pedcc.checks import check_dim, check_whole
 from keras_pedcc.cosine_dense import CosineDense, use_full_precision
 from keras_pedcc.gradients import full_precision
@@ -136,7 +137,7 @@ class CenterDense(keras.layers.Layer):
             initializer=self.center_initializer,
             name="centers",
         )
-        self.centers.is_centroids = True
+        mark_centroids(self.centers)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
 
     def call(self, inputs):

@@ -1,43 +1,84 @@
 """The optimizer that gives the centroids a learning rate of their own."""
 
 import contextlib
+import re
+import warnings
 
 import keras
 from keras import ops
 
+from keras_pedcc.centroid_variables import is_centroids
+from keras_pedcc.internals import RefusesSwapping
+
+
+def _of_backbone(name):
+    """A setting that is the backbone's, as the rest of Keras sees it."""
+
+    def read(self):
+        return getattr(self.optimizer, name)
+
+    def write(self, value):
+        if "optimizer" in vars(self):  # not while Keras' constructor sets its defaults
+            setattr(self.optimizer, name, value)
+
+    return property(read, write, doc=f"`{name}` of the backbone's optimizer.")
+
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-class FinetuneOptimizer(keras.optimizers.Optimizer):
+class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
     """Hands the centroids to one optimizer and every other variable to another.
 
     `FinetuneCallback` puts it around the optimizer of `compile()`; there is
     seldom a reason to make one by hand. To the rest of Keras it looks like the
-    backbone's optimizer: `learning_rate`, `iterations` and the loss scale are
-    the backbone's, so that schedules and callbacks act on it, and its clipping,
-    weight decay, accumulation and averaging never see the centroids.
+    backbone's optimizer: `learning_rate`, `iterations`, `weight_decay`, clipping,
+    averaging and accumulation are the backbone's, so that schedules and callbacks
+    act on it; the centroids have those of their own optimizer. The loss scale and
+    what is excluded from weight decay are set in both.
 
-    It is built with the centroids whether or not they are trained at the time.
+    Centroids are the weight of a `PEDCCDense` and the centers of a `CenterDense`. The
+    optimizer is built with them whether or not they are trained at the time.
     Its variables therefore stay the same when they are unfrozen, and a
-    checkpoint of either side loads on the other.
+    checkpoint of either side loads on the other. A step in which one of the two
+    parts has no gradient leaves that part alone.
 
     Args:
-        optimizer: `keras.optimizers.Optimizer` of the backbone.
-        centroid_optimizer: `keras.optimizers.Optimizer` of the centroids.
+        optimizer: `keras.optimizers.Optimizer` of the backbone. For mixed precision
+            put a `LossScaleOptimizer` around the `FinetuneOptimizer`, not inside;
+            `compile` does so itself.
+        centroid_optimizer: `keras.optimizers.Optimizer` of the centroids, another
+            object.
         centroid_specs: `[path, shape, dtype]` of each centroid variable, from a
             saved config. A loaded model builds its optimizer with the trainable
-            variables only; this tells which others will come.
-        name: Name of the optimizer.
+            variables only; this tells which others will come. Defaults to `None`.
+        name: Name of the optimizer. Defaults to `"finetune"`.
+
+    Raises:
+        TypeError: One of the two is no optimizer.
+        ValueError: One of the two is a `LossScaleOptimizer`, or both are one object.
+
+    Example:
+
+    >>> sgd = keras.optimizers.SGD
+    >>> optimizer = keras_pedcc.FinetuneOptimizer(sgd(0.1, momentum=0.9), sgd(1e-3))
+    >>> model.compile(optimizer, keras_pedcc.PEDCCLoss())
     """
 
     def __init__(
         self, optimizer, centroid_optimizer, centroid_specs=None, name="finetune"
     ):
-        super().__init__(
-            learning_rate=0.0, loss_scale_factor=optimizer.loss_scale_factor, name=name
-        )
+        check_inner("optimizer", optimizer)
+        check_inner("centroid_optimizer", centroid_optimizer)
+        if optimizer is centroid_optimizer:
+            raise ValueError(
+                "The backbone and the centroids need an optimizer each. Received: "
+                f"optimizer=centroid_optimizer={optimizer!r}. Pass two objects."
+            )
+        super().__init__(learning_rate=0.0, name=name)
         self.optimizer = optimizer
         self.centroid_optimizer = centroid_optimizer
         self.centroid_specs = centroid_specs or []
+        self.traced_with = None  # which of its variables were trained, see `callbacks`
+        self._built_with = self._excluded = _Untracked([])
         # Not by the property: TensorFlow leaves out to assign what is there already.
         centroid_optimizer.loss_scale_factor = optimizer.loss_scale_factor
 
@@ -48,16 +89,26 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
             variables: The backbone's trainable variables and the centroids, in
                 the order of `model.variables`.
         """
+        if self.built:
+            return
         centroids = self._complete([v for v in variables if is_centroids(v)])
         self.centroid_specs = [[v.path, list(v.shape), v.dtype] for v in centroids]
         if not self.optimizer.built:
             self.optimizer.build([v for v in variables if not is_centroids(v)])
         self.centroid_optimizer.build(centroids)
-        super().build(list(variables))
+        # Not by Keras' `build`, which would keep averages and gradients once more.
+        self._built_with = _Untracked(variables)
+        self.built = True
+        self._drop_weight_decay()
+
+    @property
+    def model_variables(self):
+        """List of the model's variables that the optimizer was built with."""
+        return list(self._built_with.variables)
 
     def covers(self, variables):
         """Whether the optimizer was built with each of these variables."""
-        known = {id(v) for v in self._trainable_variables}
+        known = {id(v) for v in self.model_variables}
         return all(id(v) in known for v in variables)
 
     @property
@@ -68,68 +119,93 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
             + self.centroid_optimizer.variables
         )
 
-    @property
-    def learning_rate(self):
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.optimizer.learning_rate = learning_rate
+    learning_rate = _of_backbone("learning_rate")
+    weight_decay = _of_backbone("weight_decay")
+    clipnorm = _of_backbone("clipnorm")
+    clipvalue = _of_backbone("clipvalue")
+    global_clipnorm = _of_backbone("global_clipnorm")
+    use_ema = _of_backbone("use_ema")
+    ema_momentum = _of_backbone("ema_momentum")
+    ema_overwrite_frequency = _of_backbone("ema_overwrite_frequency")
+    gradient_accumulation_steps = _of_backbone("gradient_accumulation_steps")
 
     @property
     def iterations(self):
-        return self.optimizer.iterations
+        # With a frozen backbone its optimizer takes no step.
+        alone = self.built and all(is_centroids(v) for v in self.model_variables)
+        return (self.centroid_optimizer if alone else self.optimizer).iterations
 
     @property
     def loss_scale_factor(self):
-        return self._loss_scale_factor
+        return self.optimizer.loss_scale_factor
 
     @loss_scale_factor.setter
     def loss_scale_factor(self, factor):
-        self._loss_scale_factor = factor
-        if hasattr(self, "centroid_optimizer"):
+        if "centroid_optimizer" in vars(self):  # as in `_of_backbone`
             self.optimizer.loss_scale_factor = factor
             self.centroid_optimizer.loss_scale_factor = factor
 
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        for optimizer in (self.optimizer, self.centroid_optimizer):
+            optimizer.exclude_from_weight_decay(var_list, var_names)
+        self._excluded = _Untracked(var_list or [], var_names or [])
+        self._drop_weight_decay()
+
+    def _drop_weight_decay(self):
+        """Has no weight decay where all are excluded, for which PyTorch's raises."""
+        for optimizer, places in self._shares(self.model_variables):
+            mine = [self.model_variables[i] for i in places]
+            if all(self._excluded.matches(variable) for variable in mine):
+                optimizer.weight_decay = None
+
+    def apply_gradients(self, grads_and_vars):
+        super().apply_gradients(grads_and_vars)
+        return self.iterations
+
     def apply(self, grads, trainable_variables=None):
-        variables = list(trainable_variables or self._present())
-        for optimizer, places in self._shares(variables):
+        if len(grads) == 0:
+            return
+        if trainable_variables is None:
+            trainable_variables = self._expected(grads)
+        variables = list(trainable_variables)
+        self.build(variables)
+        shares = self._shares(variables)
+        # An optimizer raises if it gets no gradient at all, as it should if both do.
+        some = [s for s in shares if any(grads[i] is not None for i in s[1])]
+        if some and len(some) < len(shares):
+            _warn_of_no_gradient(shares, some, variables)
+        for optimizer, places in some or shares:
             optimizer.apply([grads[i] for i in places], [variables[i] for i in places])
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        if keras.backend.backend() == "tensorflow" or not self.built:
+            return super().stateless_apply(  # which raises
+                optimizer_variables, grads, trainable_variables
+            )
         # Keras would ask for a value of every variable the optimizer was built
         # with; while the centroids are frozen there is none for them.
-        # Inside a loss-scale optimizer they are variables, which JAX rejects.
-        optimizer_variables = [ops.convert_to_tensor(v) for v in optimizer_variables]
-        own = len(super().variables)
-        middle = own + len(self.optimizer.variables)
-        state = {
-            self.optimizer: optimizer_variables[own:middle],
-            self.centroid_optimizer: optimizer_variables[middle:],
-        }
-        present = self._present()
-        values = list(trainable_variables)
-        for optimizer, places in self._shares(present):
-            # Zero stands in for what it was built with and is not to train here: a
-            # centroid that is frozen still, or one that is now the other's.
-            built_with = optimizer._trainable_variables
-            zeros = {id(v): ops.zeros(v.shape, v.dtype) for v in built_with}
-            mine = {id(present[i]): grads[i] for i in places}
-            before = {id(present[i]): values[i] for i in places}
-            updated, state[optimizer] = optimizer.stateless_apply(
-                state[optimizer],
-                [(zeros | mine)[id(v)] for v in built_with],
-                [(zeros | before)[id(v)] for v in built_with],
-            )
-            after = dict(zip(map(id, built_with), updated, strict=True))
-            for i in places:
-                values[i] = after[id(present[i])]
-        updated_state = [*state[self.optimizer], *state[self.centroid_optimizer]]
-        return values, [*optimizer_variables[:own], *updated_state]
+        present, state = self._present(), self.variables
+        _check_number("trainable_variables", trainable_variables, present)
+        _check_number("optimizer_variables", optimizer_variables, state)
+        mapping = [
+            *zip(present, trainable_variables, strict=True),
+            *zip(state, optimizer_variables, strict=True),
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            self.apply(grads, present)
+        values = [scope.get_current_value(v) for v in present]
+        return values, [scope.get_current_value(v) for v in state]
 
     def finalize_variable_values(self, var_list):
         for optimizer, places in self._shares(var_list):
             optimizer.finalize_variable_values([var_list[i] for i in places])
+
+    def set_weights(self, weights):
+        if not self.built:
+            return super().set_weights(weights)  # which raises
+        _check_number("weights", weights, self.variables)
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)
 
     def save_own_variables(self, store):
         # Keras saves the two optimizers itself, as parts of this one.
@@ -137,7 +213,16 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
             store[str(i)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        for i, variable in enumerate(super().variables):
+        own = super().variables
+        if len(store.keys()) != len(own):
+            warnings.warn(
+                "A `FinetuneOptimizer` takes the state of another one only. Received: "
+                f"{len(store.keys())} variables of optimizer {self.name!r}, instead of "
+                f"{len(own)}. The state is left as it is.",
+                stacklevel=2,
+            )
+            return
+        for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
     def get_config(self):
@@ -159,16 +244,35 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         return cls(**config)
 
     def _present(self):
-        return [v for v in self._trainable_variables if v.trainable]
+        return [v for v in self.model_variables if v.trainable]
+
+    def _expected(self, grads):
+        """The variables that gradients without names belong to."""
+        if not self.built:
+            raise ValueError(
+                "The optimizer must be built before gradients can come without their "
+                f"variables. Received: {len(grads)} gradients, with trainable_variables"
+                "=None. Pass the variables too, or call `build` with them."
+            )
+        _check_number("grads", grads, self._present())
+        return self._present()
 
     def _shares(self, variables):
         """Each optimizer that has variables here, with their places."""
-        marks = [is_centroids(v) for v in variables]
+        marks = [self._is_centroids(v) for v in variables]
         pair = ((self.optimizer, False), (self.centroid_optimizer, True))
         shares = [
             (o, [i for i, m in enumerate(marks) if m == kind]) for o, kind in pair
         ]
         return [(optimizer, places) for optimizer, places in shares if places]
+
+    def _is_centroids(self, variable):
+        if isinstance(variable, keras.Variable):
+            return is_centroids(variable)
+        # As Keras' optimizers, this takes the variables of TensorFlow itself, too.
+        return any(
+            is_centroids(v) and v.value is variable for v in self.model_variables
+        )
 
     def _complete(self, centroids):
         """`centroids`, with a stand-in of the same shape for each that is missing.
@@ -177,20 +281,68 @@ class FinetuneOptimizer(keras.optimizers.Optimizer):
         """
         if len(centroids) >= len(self.centroid_specs):
             return centroids
-        found = {v.path: v for v in centroids}
-        return [
-            found[path]
-            if path in found
-            else keras.Variable(
-                "zeros", shape, dtype, trainable=False, name=path.split("/")[-1]
-            )
-            for path, shape, dtype in self.centroid_specs
-        ]
+        left = list(centroids)
+        return [_take(left, *spec) for spec in self.centroid_specs]
 
 
-def is_centroids(variable):
-    """Whether a variable is the centroids of a `PEDCCDense`."""
-    return getattr(variable, "is_centroids", False)
+def _take(variables, path, shape, dtype):
+    """Takes the first variable of this path out of a list, or makes a stand-in."""
+    for variable in variables:
+        if variable.path == path:
+            variables[:] = [v for v in variables if v is not variable]
+            return variable
+    name = path.split("/")[-1]
+    return keras.Variable("zeros", shape, dtype, trainable=False, name=name)
+
+
+class _Untracked:
+    """Holds variables of a model where Keras does not take them for an optimizer's.
+
+    And parts of names, as `exclude_from_weight_decay` takes them.
+    """
+
+    def __init__(self, variables, names=()):
+        self.variables = list(variables)
+        self.names = list(names)
+
+    def matches(self, variable):
+        found = any(re.search(name, variable.name) for name in self.names)
+        return found or any(variable is each for each in self.variables)
+
+
+def check_inner(name, optimizer):
+    """Raises unless it is an optimizer that may be inside a `FinetuneOptimizer`."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            f"`{name}` must be a `keras.optimizers.Optimizer`. Received: {name}="
+            f"{optimizer!r}. Pass one, such as keras.optimizers.Adam(1e-3)."
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            f"`{name}` must not be a `LossScaleOptimizer`: the loss has one scale for "
+            f"all variables. Received: {name}={optimizer!r}. Pass its "
+            "`inner_optimizer`; a `LossScaleOptimizer` goes around both."
+        )
+
+
+def _check_number(name, values, variables):
+    if len(values) != len(variables):
+        raise ValueError(
+            f"`{name}` must have one value for each variable. Received: {len(values)} "
+            f"values for {len(variables)} variables. Pass those that are trainable "
+            "at the time, in the order in which the optimizer was built."
+        )
+
+
+def _warn_of_no_gradient(shares, some, variables):
+    """Warns as Keras does, of the share that one optimizer has to leave out."""
+    missing = next(places for each, places in shares if (each, places) not in some)
+    warnings.warn(
+        "Gradients do not exist for variables "
+        f"{[variables[i].name for i in missing]}: the loss does not depend on them. "
+        "They stay as they are. Choose a loss that does, or freeze them.",
+        stacklevel=4,
+    )
 
 
 def strategy_scope(model):

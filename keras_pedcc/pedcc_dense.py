@@ -1,14 +1,14 @@
 """The head whose class centroids are predefined and frozen."""
 
-import inspect
-
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.centroid_variables import mark_centroids
 from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.cosine_dense import CosineDense
+from keras_pedcc.internals import let_tapes_watch
 from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
 from keras_pedcc.vectors import cosines, frozen_cosines, with_fixed_mean
 
@@ -22,12 +22,15 @@ class PEDCCDense(CosineDense):
     geometry allows, see `keras_pedcc.generate_pedcc`. Shapes, dtypes and the
     meaning of the outputs are those of `CosineDense`.
 
-    The centroids are not trained until `layer.trainable = True`, which
-    `keras_pedcc.FinetuneCallback` sets late in training (`FinetuneCallback`
-    also gives them their learning rate). Toggling `trainable` on a model around
-    the layer can freeze unfrozen centroids for a while, but never unfreezes
-    frozen ones. The forward pass divides them by their length, which fine-tuning
-    changes; the weight itself is not projected.
+    The centroids are frozen until `layer.frozen = False`, or until
+    `keras_pedcc.FinetuneCallback` unfreezes them late in training and gives them a
+    learning rate of their own. `trainable` stays Keras' flag, which models and layers
+    hand down: `layer.trainable = True`, on the head or around it, never unfreezes, and
+    the centroids are trained while `trainable` is True on the head and `frozen` is
+    False. Both survive saving and cloning, whatever is around the head. As after
+    any change of `trainable`, call `compile` after setting `frozen`;
+    `FinetuneCallback` needs no `compile`. The forward pass divides the centroids by
+    their length, which fine-tuning changes; the weight itself is not projected.
 
     Args:
         num_classes: int, at least 2.
@@ -68,8 +71,9 @@ class PEDCCDense(CosineDense):
             the centroids. `None`: True if `trainable=True` is given here to a head
             that does not stream; so not where centroids are trained late, as in the
             paper. Not with `sampling_rate`.
-        **kwargs: `name`, `dtype`, `trainable` (False by default), see
-            `keras.layers.Layer`.
+        **kwargs: `name`, `dtype`, see `keras.layers.Layer`; `trainable=True` or
+            `frozen=False` for centroids that are trained from the start. Defaults to
+            frozen ones.
 
     Call arguments:
         inputs: Float tensor, shape `(batch, dim)`.
@@ -99,6 +103,8 @@ class PEDCCDense(CosineDense):
     Reference: Zhu et al., IEEE Access 2020, sections III-B and III-C.
     """
 
+    _frozen = True  # until the constructor says more
+
     def __init__(
         self,
         num_classes,
@@ -115,8 +121,10 @@ class PEDCCDense(CosineDense):
         keep_mean=None,
         **kwargs,
     ):
-        kwargs.setdefault("trainable", False)
         kwargs.pop("kernel_initializer", None)
+        trained = kwargs.get("trainable", False)
+        frozen = kwargs.pop("frozen", None)
+        fine_tuned = kwargs.pop("fine_tuned", False)
         super().__init__(
             num_classes,
             return_features=return_features,
@@ -127,35 +135,60 @@ class PEDCCDense(CosineDense):
             centroids_dtype=centroids_dtype,
             **kwargs,
         )
+        if frozen is None:
+            # `trainable` alone speaks of the centroids, not of Keras' flag.
+            frozen, self.trainable = not trained, True
+        self.frozen, self.fine_tuned = frozen, fine_tuned
         check_whole(0, seed=seed)
         self.seed = int(seed)
         self.method = _check_method(method)
         if keep_mean is None:
-            keep_mean = kwargs["trainable"] and not self.streams
+            keep_mean = not self.frozen and not self.streams
         self.keep_mean = _check_keep_mean(keep_mean, sampling_rate)
         dtype = self.centroids_dtype or self.variable_dtype
         self._source = _check_source(centroids, num_classes, dtype)
-        self._unfrozen = bool(kwargs["trainable"])
         self._restoring = False
 
     @property
+    def frozen(self):
+        """Whether the centroids are held fixed. Settable; see the class."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, value):
+        self._frozen = bool(value)
+        # True where it was `FinetuneCallback` that unfroze them.
+        self.fine_tuned = False
+        self._hand_down()
+
+    @property
     def trainable(self):
-        """Whether the centroids are trained: asked for here, allowed by parents."""
-        return super().trainable
+        """Whether the centroids are trained: Keras' flag, unless they are frozen."""
+        return super().trainable and not self._frozen
 
     @trainable.setter
     def trainable(self, value):
-        if not _set_by_parent():
-            self._unfrozen = bool(value)
-        keras.layers.Layer.trainable.fset(self, value and self._unfrozen)
-        if self.built and self.trainable:
-            _let_tapes_watch(self.centroids)
+        keras.layers.Layer.trainable.fset(self, value)
+        self._hand_down()
+
+    def __setattr__(self, name, value):
+        if name in ("trainable", "frozen"):
+            # On TensorFlow, Keras leaves out to set what an attribute reads as already:
+            # `trainable = False` on frozen centroids would not reach the setter.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _hand_down(self):
+        if self.built:
+            self.centroids.trainable = self.trainable
+            if self.trainable:
+                let_tapes_watch(self.centroids)
 
     def build(self, input_shape):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
-        # Tells an optimizer which of its variables have a rate of their own.
-        self.centroids.is_centroids = True
+        mark_centroids(self.centroids)
         if not isinstance(self._source, str | None):
             self._source = "saved"
 
@@ -173,6 +206,9 @@ class PEDCCDense(CosineDense):
     def get_config(self):
         config = super().get_config()
         del config["kernel_initializer"]
+        config["trainable"] = super().trainable
+        config["frozen"] = self.frozen
+        config["fine_tuned"] = self.fine_tuned
         config["seed"] = self.seed
         config["method"] = self.method
         config["keep_mean"] = self.keep_mean
@@ -248,18 +284,6 @@ class _Made(keras.initializers.Initializer):
         return self.head._layout.spread(made, self.head._layout.axes)
 
 
-def _let_tapes_watch(variable):
-    """Tells TensorFlow, too, that a variable is trained from now on.
-
-    In a subclassed model Keras makes the variable after the layer was frozen, and
-    a TensorFlow variable that was born frozen never gets a gradient.
-    """
-    if keras.backend.backend() == "tensorflow":
-        value = variable.value
-        for replica in getattr(value, "values", [value]):
-            replica._trainable = True
-
-
 def _check_keep_mean(keep_mean, sampling_rate):
     if keep_mean and sampling_rate is not None:
         raise ValueError(
@@ -291,15 +315,3 @@ def _check_source(centroids, num_classes, dtype):
             f"{unit.shape}, num_classes={num_classes}. Make the two agree."
         )
     return unit
-
-
-def _set_by_parent():
-    """Whether a model or layer is handing its own `trainable` down.
-
-    Keras assigns `layer.trainable` for each layer inside, also when it loads a
-    model; only the code that assigns tells this from the user's own assignment.
-    """
-    frame = inspect.currentframe().f_back.f_back
-    while frame.f_code.co_name == "__setattr__":
-        frame = frame.f_back
-    return frame.f_code is keras.layers.Layer.trainable.fset.__code__

@@ -185,7 +185,7 @@ def test_slots_are_cut_in_a_loaded_model_too(samples, tmp_path):
     model = make_model(None)
     adam = keras.optimizers.Adam(0.1)
     fit(model, samples, callbacks=[keras_pedcc.FinetuneCallback(1, optimizer=adam)])
-    model.get_layer("head").trainable = False  # a stand-in takes the centroids' place
+    model.get_layer("head").frozen = True  # a stand-in takes the centroids' place
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert not loaded.get_layer("head").trainable

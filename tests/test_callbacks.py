@@ -19,6 +19,8 @@ if BACKEND == "tensorflow":
     MODES += [compiled, {"steps_per_execution": 4}]
 # bfloat16 has no scaling of the loss, by which float16 is the harder one.
 BFLOAT16 = pytest.param("mixed_bfloat16", marks=pytest.mark.slow)
+SCALED = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+WRAPPED = FinetuneOptimizer(keras.optimizers.SGD(), keras.optimizers.SGD())
 POLICIES = ["float32", "mixed_float16", BFLOAT16]
 
 
@@ -280,7 +282,7 @@ def test_unfreezing_inside_a_frozen_model_warns():
 def test_one_of_two_heads_already_unfrozen_trains():
     inputs = keras.Input((4,))
     heads = [PEDCCDense(3, return_features=False, name=n) for n in "ab"]
-    heads[0].trainable = True
+    heads[0].frozen = False
     outputs = {h.name: h(keras.layers.Dense(8)(inputs)) for h in heads}
     model = keras.Model(inputs, outputs)
     model.compile("sgd", {"a": PEDCCLoss(), "b": PEDCCLoss()})
@@ -349,7 +351,7 @@ def test_clipping_and_accumulation_of_the_backbone_stay_its_own(steps):
 def test_each_variable_is_trained_by_one_optimizer():
     # The backbone's optimizer was built while the head was trainable.
     model = make_model(keras.optimizers.SGD(1.0))
-    model.get_layer("head").trainable = True
+    model.get_layer("head").frozen = False
     model.optimizer.build(model.trainable_variables)
     start = numpy_of(model.get_layer("head").centroids).astype("float64")
     expected = -1e-3 * centroid_gradient(model)
@@ -387,7 +389,7 @@ def test_momentum_of_centroids_survives_freezing_and_loading(tmp_path):
 
     model = make_model()
     fit(model, 1, [callback()])
-    model.get_layer("head").trainable = False
+    model.get_layer("head").frozen = True
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     fit(loaded, 0, [callback()])
@@ -408,9 +410,195 @@ def test_nan_stops_training_after_the_unfreezing():
 
 def test_no_warning_when_the_centroids_are_trained_already():
     model = make_model()
-    fit(model, 1, [FinetuneCallback(0)])
+    model.get_layer("head").frozen = False
     fit(model, 1, [FinetuneCallback(70)])
     assert model.get_layer("head").trainable
+
+
+class Moves(keras.callbacks.Callback):
+    """Notes for each epoch how far the centroids moved in it."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = numpy_of(self.model.get_layer("head").centroids)
+        self.moved = [] if epoch == 0 else self.moved
+
+    def on_epoch_end(self, epoch, logs=None):
+        end = numpy_of(self.model.get_layer("head").centroids)
+        self.moved.append(bool(np.abs(end - self.start).max() > 1e-6))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_second_fit_waits_for_its_epoch(saved, tmp_path):
+    model, callback, moves = make_model(), FinetuneCallback(1), Moves()
+    fit(model, 2, [callback, moves])
+    if saved:
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    fit(model, 2, [callback, moves])
+    assert moves.moved == [False, True]
+    assert not model.get_layer("head").frozen
+
+
+def test_second_fit_that_goes_on_stays_unfrozen():
+    whole, parts = make_model(), make_model()
+    fit(whole, 4, [FinetuneCallback(1)])
+    fit(parts, 2, [FinetuneCallback(1)])
+    fit(parts, 4, [FinetuneCallback(1)], initial_epoch=2)
+    assert_same(whole.weights, parts.weights)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_head_that_the_user_unfroze_is_trained_from_the_first_epoch(by_hand):
+    inputs = keras.Input((4,))
+    head = PEDCCDense(3, name="head", trainable=not by_hand, keep_mean=False)
+    model = PEDCCModel(inputs, head(keras.layers.Dense(8)(inputs)))
+    model.compile("sgd", PEDCCLoss())
+    moves = Moves()
+    if by_hand:
+        fit(model, 1, [FinetuneCallback(0)])
+        head.frozen = False
+    for _ in range(2):
+        fit(model, 2, [FinetuneCallback(1), moves])
+        assert moves.moved == [True, True]
+
+
+def test_fit_too_short_for_its_epoch_freezes_and_warns():
+    model, moves = make_model(), Moves()
+    fit(model, 1, [FinetuneCallback(0)])
+    with pytest.warns(UserWarning, match="with fit.epochs=1.*`initial_epoch`"):
+        fit(model, 1, [FinetuneCallback(1), moves])
+    assert moves.moved == [False]
+
+
+def test_training_that_ends_before_the_epoch_warns():
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
+    message = "training ended before `epoch`.*epoch=5, with a last epoch of 1"
+    with pytest.warns(UserWarning, match=message):
+        fit(make_model(), 9, [FinetuneCallback(5), stop])
+
+
+def test_training_that_ends_after_the_epoch_does_not_warn():
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1)
+    fit(make_model(), 9, [FinetuneCallback(1), stop])
+
+
+def test_one_callback_serves_two_models():
+    callback, models = FinetuneCallback(1), [make_model(), make_model()]
+    for model in models:
+        fit(model, 2, [callback])
+    assert_same(models[0].weights, models[1].weights)
+
+
+def test_head_shared_by_two_models_is_trained_by_each():
+    inputs, head = keras.Input((4,)), PEDCCDense(3, name="head")
+    denses = [keras.layers.Dense(8), keras.layers.Dense(8)]
+    models = [PEDCCModel(inputs, head(dense(inputs))) for dense in denses]
+    moves = Moves()
+    for model in models:
+        model.compile("sgd", PEDCCLoss())
+        fit(model, 1, [FinetuneCallback(None), moves])
+        assert moves.moved == [False]
+    for model in models:  # the second finds the head unfrozen
+        fit(model, 1, [FinetuneCallback(0), moves])
+        assert moves.moved == [True]
+
+
+class Branches(keras.layers.Layer):
+    """A layer of the user's own that keeps a head where no model lists it."""
+
+    def __init__(self, head, **kwargs):
+        super().__init__(**kwargs)
+        self._parts = {"inner": [keras.layers.Dense(8), head]}
+
+    def call(self, inputs):
+        for part in self._parts["inner"]:
+            inputs = part(inputs)
+        return inputs
+
+
+def test_head_inside_a_layer_of_the_user_is_found():
+    inputs, head = keras.Input((4,)), PEDCCDense(3, return_features=False)
+    model = keras.Model(inputs, Branches(head)(inputs))
+    model.compile("sgd", PEDCCLoss())
+    fit(model, 1, [FinetuneCallback(0)])
+    assert not head.frozen
+
+
+def test_head_of_a_frozen_part_does_not_hold_the_others():
+    inputs = keras.Input((4,))
+    heads = [PEDCCDense(3, return_features=False, name=n) for n in "ab"]
+    frozen = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), heads[0]])
+    frozen.trainable = False
+    other = heads[1](keras.layers.Dense(8)(inputs))
+    model = keras.Model(inputs, {"a": frozen(inputs), "b": other})
+    model.compile("sgd", {"a": PEDCCLoss(), "b": PEDCCLoss()})
+    images, labels = make_data()
+    labels = {"a": labels, "b": labels}
+    with pytest.warns(UserWarning, match=r"stay frozen.*\['a'\] in model"):
+        model.fit(images, labels, verbose=0, callbacks=[FinetuneCallback(0)])
+    assert [head.frozen for head in heads] == [True, False]
+
+
+def of_features_alone(y_true, outputs):
+    return ops.mean(outputs["features"] ** 4, axis=1)
+
+
+def test_centroids_without_a_gradient_stay_and_the_rest_is_trained():
+    model = make_model()
+    model.compile("sgd", of_features_alone)
+    before = state_of(model.weights)
+    if BACKEND == "jax":  # where what is missing is zero
+        fit(model, 1, [FinetuneCallback(0)])
+    else:
+        with pytest.warns(UserWarning, match=r"not exist for .*'centroids'"):
+            fit(model, 1, [FinetuneCallback(0)])
+    kernel, _, centroids = state_of(model.weights)
+    assert np.abs(kernel - before[0]).max() > 1e-5
+    np.testing.assert_array_equal(centroids, before[2])
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_averages_that_are_swapped_are_refused(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    model = make_model(keras.optimizers.SGD(0.05, use_ema=True))
+    callbacks = [FinetuneCallback(0), keras.callbacks.SwapEMAWeights()]
+    message = "`SwapEMAWeights` does not work with .*`FinetuneCallback`.*use_ema=True"
+    with pytest.raises(ValueError, match=message):
+        model.fit(
+            *make_data(), verbose=0, validation_data=make_data(), callbacks=callbacks
+        )
+
+
+def test_averages_of_the_centroids_by_the_backbone_are_refused():
+    model = make_model(keras.optimizers.SGD(0.05, use_ema=True))
+    model.get_layer("head").frozen = False
+    model.optimizer.build(model.trainable_variables)
+    message = r"does not average the centroids.*\['head'\].*FinetuneOptimizer"
+    with pytest.raises(ValueError, match=message):
+        fit(model, 1, [FinetuneCallback(0)])
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_iterations_count_with_a_frozen_backbone():
+    model = make_model()
+    model.get_layer("backbone").trainable = False
+    model.compile("sgd", PEDCCLoss())
+    fit(model, 2, [FinetuneCallback(0)])
+    assert int(model.optimizer.iterations) == 2 * 4
+
+
+@pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
+@pytest.mark.parametrize("frequency", [None, 3])
+def test_averages_of_the_backbone_are_those_without_the_callback(frequency):
+    def optimizer():
+        return keras.optimizers.SGD(
+            0.05, use_ema=True, ema_overwrite_frequency=frequency
+        )
+
+    plain, wrapped = make_model(optimizer()), make_model(optimizer())
+    fit(plain, 2)
+    fit(wrapped, 2, [FinetuneCallback(2)])
+    assert_same(plain.weights, wrapped.weights)
 
 
 def test_optimizer_survives_a_round_trip():
@@ -429,6 +617,8 @@ def test_optimizer_survives_a_round_trip():
         ({"learning_rate": 0}, ValueError, "`learning_rate` must be a positive"),
         ({"learning_rate": "a"}, ValueError, "Received: learning_rate='a'"),
         ({"optimizer": "sgd"}, TypeError, r"`optimizer` must be a.*Adam\(1e-3\)"),
+        ({"optimizer": SCALED}, ValueError, "must not be a `LossScaleOptimizer`"),
+        ({"optimizer": WRAPPED}, ValueError, "must have a learning rate of its own"),
     ],
 )
 def test_callback_refuses(arguments, error, message):

@@ -106,7 +106,7 @@ def test_late_training_is_that_of_the_paper_unless_asked(images, labels):
 def test_config_holds_what_was_decided(arguments, kept):
     head = PEDCCDense(CLASSES, **arguments)
     assert head.keep_mean is kept
-    head.trainable = True  # as FinetuneCallback does
+    head.frozen = False  # as FinetuneCallback does
     assert PEDCCDense.from_config(head.get_config()).keep_mean is kept
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -83,7 +85,7 @@ def test_training_from_a_zero_kernel_stays_finite(rng, scale):
 def test_centroids_are_frozen_until_the_layer_is_unfrozen():
     model = model_of(PEDCCDense(3))
     assert len(model.trainable_variables) == 2
-    model.layers[-1].trainable = True
+    model.layers[-1].frozen = False
     assert len(model.trainable_variables) == 3
 
 
@@ -99,21 +101,112 @@ def test_toggling_the_model_never_unfreezes():
 
 def test_toggling_the_model_gives_an_unfrozen_head_back():
     model = model_of(PEDCCDense(3))
-    model.layers[-1].trainable = True
+    model.layers[-1].frozen = False
     model.trainable = False
     assert not model.trainable_variables
     model.trainable = True
     assert len(model.trainable_variables) == 3
 
 
+def test_trainable_never_unfreezes_by_itself():
+    model = model_of(PEDCCDense(3))
+    model.layers[-1].trainable = True
+    assert not model.layers[-1].trainable
+    assert len(model.trainable_variables) == 2
+
+
+@pytest.mark.parametrize("steps", list(itertools.product([True, False], repeat=3)))
+def test_frozen_and_trainable_go_in_any_order(steps):
+    first, around, last = steps
+    model = model_of(PEDCCDense(3))
+    head = model.layers[-1]
+    head.frozen = first
+    model.trainable = around
+    head.frozen = last
+    assert head.trainable is (around and not last)
+    assert head.centroids.trainable is head.trainable
+    model.trainable = True
+    assert head.trainable is (not last)
+    assert len(model.trainable_variables) == (2 if last else 3)
+
+
+def saved(model, folder):
+    model.save(folder / "model.keras")
+    return keras.saving.load_model(folder / "model.keras")
+
+
+def cloned(model, folder):
+    return keras.models.clone_model(model)
+
+
+def made_again(model, folder):
+    return type(model).from_config(model.get_config())
+
+
+COPIES = [saved, cloned, made_again]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_copies_under_any_parent_keep_what_was_asked(
+    copy, nested, around, frozen, tmp_path
+):
+    model = model_of(PEDCCDense(3, frozen=frozen))
+    if nested:
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, model(inputs))
+    model.trainable = around
+    copied = copy(model, tmp_path)
+    head = (copied.layers[-1] if nested else copied).layers[-1]
+    assert head.frozen is frozen
+    copied.trainable = False  # TensorFlow leaves out to set what is set
+    copied.trainable = True
+    assert head.trainable is not frozen
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("flag", [False, True])
+def test_flag_of_the_head_is_copied_as_that_of_any_layer(copy, frozen, flag, tmp_path):
+    model = model_of(PEDCCDense(3, frozen=frozen))
+    for layer in model.layers:
+        layer.trainable = flag
+    dense, head = copy(model, tmp_path).layers[1:]
+    head.frozen = False
+    assert head.trainable is dense.trainable is flag
+
+
+def test_constructor_takes_its_own_config():
+    head = PEDCCDense(3, trainable=True)
+    head.trainable = False
+    copy = PEDCCDense(**head.get_config())
+    assert not copy.trainable
+    copy.trainable = True
+    assert copy.trainable
+    assert copy.keep_mean
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_configs_without_frozen_speak_of_the_centroids(trainable):
+    config = PEDCCDense(3, trainable=trainable).get_config()
+    del config["frozen"], config["fine_tuned"]
+    config["trainable"] = trainable
+    head = PEDCCDense.from_config(config)
+    assert head.trainable is trainable
+    head.frozen = False
+    assert head.trainable
+
+
 def test_centroids_off_the_sphere_are_normalised_also_after_freezing(rng):
     features = rng.standard_normal((5, 8)).astype("float32")
     head = PEDCCDense(3, return_features=False)
     first = numpy_of(head(features))
-    head.trainable = True
+    head.frozen = False
     head.centroids.assign(2 * head.centroids)
     np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
-    head.trainable = False
+    head.frozen = True
     np.testing.assert_allclose(numpy_of(head(features)), first, atol=1e-6)
 
 
@@ -222,7 +315,7 @@ def test_loading_restores_the_state_without_the_generator(
     rng, tmp_path, monkeypatch, unfrozen
 ):
     model = model_of(PEDCCDense(3, seed=5))
-    model.layers[-1].trainable = unfrozen
+    model.layers[-1].frozen = not unfrozen
     model.save(tmp_path / "model.keras")
     monkeypatch.setattr(keras_pedcc.pedcc_dense, "generate_pedcc", None)
     loaded = keras.saving.load_model(tmp_path / "model.keras")

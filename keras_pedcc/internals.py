@@ -1,0 +1,46 @@
+"""What Keras offers no public way for, each with what would make it unnecessary."""
+
+import keras
+
+
+def let_tapes_watch(variable):
+    """Makes TensorFlow record gradients of a Keras variable that was born frozen.
+
+    A subclassed model creates its variables after their layer was frozen, and Keras
+    then creates them with `tf.Variable(trainable=False)`, for which a tape records
+    nothing, ever: a `keras.layers.Dense(trainable=False)` that is unfrozen later is
+    not trained either. Unnecessary once Keras leaves out `trainable` there and keeps
+    the flag on its own variable alone.
+    """
+    if keras.backend.backend() == "tensorflow":
+        value = variable.value
+        for replica in getattr(value, "values", [value]):
+            replica._trainable = True
+
+
+def set_optimizer(model, optimizer):
+    """Replaces the optimizer of a compiled model, also in what the model saves.
+
+    `compile` would do so and make loss and metrics anew. Unnecessary once
+    `get_compile_config` takes `model.optimizer` and not what `compile` was given.
+    """
+    model.optimizer = optimizer
+    model._compile_config.config["optimizer"] = optimizer
+
+
+class RefusesSwapping:
+    """Base of an optimizer whose averages `SwapEMAWeights` cannot find.
+
+    Keras looks for the attribute below, and reports `use_ema` where it is missing.
+    Unnecessary once the callback asks an optimizer for its averages by public means.
+    """
+
+    @property
+    def _model_variables_moving_average(self):
+        raise ValueError(
+            "`SwapEMAWeights` does not work with the `FinetuneOptimizer` that "
+            "`FinetuneCallback` puts around an optimizer. Received: use_ema="
+            f"{self.use_ema}. Leave `SwapEMAWeights` out: with `use_ema=True`, `fit` "
+            "sets the averages when it ends, and every `ema_overwrite_frequency` "
+            "steps."
+        )

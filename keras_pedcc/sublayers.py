@@ -1,0 +1,37 @@
+"""The layers inside a model, however deep."""
+
+import keras
+
+
+def layers_of(model):
+    """All layers in a model: in nested models and in layers of the user's own, too.
+
+    Args:
+        model: `keras.Model` or `keras.layers.Layer`.
+
+    Returns:
+        List of layers without `model`, each once, outer ones before inner ones.
+    """
+    found = {}
+    for layer in _attributes(vars(model)):
+        _collect(layer, found)
+    found.pop(id(model), None)
+    return list(found.values())
+
+
+def _collect(layer, found):
+    if id(layer) not in found:
+        found[id(layer)] = layer
+        for inner in _attributes(vars(layer)):
+            _collect(inner, found)
+
+
+def _attributes(value):
+    """The layers in an attribute, or in the containers that Keras tracks."""
+    if isinstance(value, keras.layers.Layer):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    elif not isinstance(value, list | tuple | set):
+        return []
+    return [layer for each in value for layer in _attributes(each)]
