@@ -22,6 +22,7 @@ from keras_pedcc.streamed_training import (
     refuse_weighted,
     split_metrics,
 )
+from keras_pedcc.sublayers import layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -99,6 +100,7 @@ class PEDCCModel(keras.Model):
             of_logits, metrics = split_metrics(metrics)
             hits = Hits(of_logits)
         self._loss_of_outputs, self._hits = resolve_loss(loss), hits
+        self._centers_of = _only_center_head(self)
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -137,6 +139,8 @@ class PEDCCModel(keras.Model):
             if self._streams:
                 loss = self._streamed_loss(y, y_pred, sample_weight, training)
             else:
+                if self._centers_of is not None:
+                    y_pred = self._centers_of.for_loss(y_pred)
                 loss = self._loss_of_outputs(y, y_pred, sample_weight)
         # Keras adds the losses of layers, as each replica needs them.
         return super().compute_loss(x, loss, loss, training=training)
@@ -292,6 +296,12 @@ class PEDCCModel(keras.Model):
         return found[0] if found else None
 
 
+def _only_center_head(model):
+    """The `CenterDense` of a model, or `None` if there is not exactly one."""
+    heads = [layer for layer in layers_of(model) if isinstance(layer, CenterDense)]
+    return heads[0] if len(heads) == 1 else None
+
+
 class _NaNWarning(keras.callbacks.Callback):
     """Names the causes of a loss of NaN, once, where a graph can only compute it."""
 
@@ -348,26 +358,11 @@ def _num_classes_of(model):
     """
     heads = [
         layer
-        for layer in _layers_of(model)
+        for layer in layers_of(model)
         if isinstance(layer, CosineDense | CenterDense)
     ]
     found = {head.num_classes for head in heads}
     return found.pop() if len(found) == 1 else None
-
-
-def _layers_of(layer):
-    """A layer and all that it holds, each once."""
-    found, waiting = {}, [layer]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple):
-            waiting.extend(part)
-        elif isinstance(part, keras.layers.Layer) and id(part) not in found:
-            found[id(part)] = part
-            waiting.extend([getattr(part, "layers", ()), vars(part)])
-    return list(found.values())
 
 
 def _keys_of(outputs):

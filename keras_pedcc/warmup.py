@@ -7,8 +7,9 @@ from keras_pedcc.checks import check_whole
 from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.losses.arguments import check_range
 from keras_pedcc.margin_share import MarginShare
-from keras_pedcc.models import PEDCCModel, _layers_of
+from keras_pedcc.models import PEDCCModel
 from keras_pedcc.optimizers import strategy_scope
+from keras_pedcc.sublayers import layers_of
 
 
 class MarginWarmup(keras.callbacks.Callback):
@@ -126,5 +127,5 @@ def _holder_of(model):
     """Where a model has the share of its margin, or `None`."""
     if isinstance(model, PEDCCModel):
         return model.margin_share
-    heads = [layer for layer in _layers_of(model) if isinstance(layer, CosineDense)]
+    heads = [layer for layer in layers_of(model) if isinstance(layer, CosineDense)]
     return heads[0].margin_share if heads else None

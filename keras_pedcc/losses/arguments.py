@@ -107,13 +107,9 @@ def margin_share(share):
         _SHARE.reset(token)
 
 
-def warmed_margin(loss):
-    """The margin of a loss, times the share that `MarginWarmup` gives it."""
-    share = _SHARE.get(loss.margin_share)
-    if share is None:
-        return loss.margin
-    share = ops.convert_to_tensor(share)
-    return share * ops.convert_to_tensor(loss.margin, share.dtype)
+def carried_share(loss):
+    """The share of its margin that a loss has at the moment, `None` for all of it."""
+    return _SHARE.get(loss.margin_share)
 
 
 def margin_of(margin, logits, target):

@@ -6,18 +6,15 @@ import keras
 from keras import ops
 
 from keras_pedcc.gradients import with_gradient
-from keras_pedcc.labels import logits_of, prepare
+from keras_pedcc.labels import prepare
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
-    check_dtype,
     check_margin,
     check_scale,
     margin_of,
-    plain_margin,
-    warmed_margin,
 )
+from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.entropy import additive_entropy, margin_entropy
-from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
@@ -120,7 +117,7 @@ def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-class AMSoftmaxLoss(keras.losses.Loss):
+class AMSoftmaxLoss(MarginLoss):
     """Additive-margin softmax loss. Class form of `am_softmax_loss`.
 
     With `CosineDense` this is AM-Softmax; with `PEDCCDense` it is PEDCC-AM.
@@ -153,28 +150,18 @@ class AMSoftmaxLoss(keras.losses.Loss):
         name="am_softmax_loss",
         dtype="float32",
     ):
-        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.scale = check_scale_or_auto(scale)
-        self.warned = False
         check_cosine_margin(margin)
-        self.margin = plain_margin(margin)
-        self.margin_share = None
+        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+    def lowered(self, margin):
+        return 1 - margin
 
     def call(self, y_true, y_pred):
-        scale = scale_of(self, y_pred, lambda margin: 1 - margin)
-        margin = warmed_margin(self)
-        return am_softmax_loss(y_true, y_pred, scale=scale, margin=margin)
-
-    def get_config(self):
-        own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
-        return {**super().get_config(), **own}
+        return am_softmax_loss(y_true, y_pred, **self.constants(y_pred))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-class ArcFaceLoss(keras.losses.Loss):
+class ArcFaceLoss(MarginLoss):
     """Additive-angular-margin softmax loss. Class form of `arcface_loss`.
 
     Works with `CosineDense` and with `PEDCCDense`.
@@ -209,24 +196,14 @@ class ArcFaceLoss(keras.losses.Loss):
         name="arcface_loss",
         dtype="float32",
     ):
-        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.scale = check_scale_or_auto(scale)
-        self.warned = False
         check_margin(margin, math.pi, _ANGLES)
-        self.margin = plain_margin(margin)
-        self.margin_share = None
+        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+    def lowered(self, margin):
+        return math.cos(margin)
 
     def call(self, y_true, y_pred):
-        scale = scale_of(self, y_pred, math.cos)
-        margin = warmed_margin(self)
-        return arcface_loss(y_true, y_pred, scale=scale, margin=margin)
-
-    def get_config(self):
-        own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
-        return {**super().get_config(), **own}
+        return arcface_loss(y_true, y_pred, **self.constants(y_pred))
 
 
 def _turned(cosines, margin):

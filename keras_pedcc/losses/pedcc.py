@@ -6,16 +6,13 @@ from keras import ops
 from keras_pedcc.labels import logits_of, prepare
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
-    check_dtype,
     check_range,
     check_scale,
     is_number,
-    plain_margin,
-    warmed_margin,
     weighted,
 )
+from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.entropy import additive_entropy, distance
-from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 from keras_pedcc.replicas import sum_over_replicas
 
 
@@ -101,7 +98,7 @@ def pedcc_loss(
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-class PEDCCLoss(keras.losses.Loss):
+class PEDCCLoss(MarginLoss):
     """PEDCC-Loss, eq. 10. Class form of `pedcc_loss`.
 
     Takes the dict of `PEDCCDense` (in a `PEDCCModel`) or the logits alone
@@ -148,45 +145,40 @@ class PEDCCLoss(keras.losses.Loss):
         name="pedcc_loss",
         dtype="float32",
     ):
-        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.scale = check_scale_or_auto(scale)
-        self.warned = False
         check_constants(1.0, margin, mse_weight, mse_root)
+        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
         if mse_root > 1 and reduction not in ("sum_over_batch_size", "mean"):
             raise ValueError(
                 "`mse_root` above 1 takes the root of a mean over the batch and "
                 f"needs a mean as reduction. Received: reduction={reduction!r}, "
                 f'mse_root={mse_root}. Pass reduction="sum_over_batch_size".'
             )
-        self.margin = plain_margin(margin)
-        self.margin_share = None
         self.mse_weight = float(mse_weight)
         self.mse_root = int(mse_root)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        logits = logits_of(y_pred)
         if self.mse_root == 1 or sample_weight is None:
-            return super().__call__(y_true, logits, sample_weight)
+            return super().__call__(y_true, y_pred, sample_weight)
         # The weights belong under the root, where Keras would not put them.
-        return super().__call__(y_true, (logits, sample_weight))
+        return super().__call__(y_true, (logits_of(y_pred), sample_weight))
+
+    def lowered(self, margin):
+        return 1 - margin
 
     def call(self, y_true, y_pred):
         y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
         return pedcc_loss(
             y_true,
             y_pred,
-            scale=scale_of(self, y_pred, lambda margin: 1 - margin),
-            margin=warmed_margin(self),
             mse_weight=self.mse_weight,
             mse_root=self.mse_root,
             sample_weight=weight,
+            **self.constants(y_pred),
         )
 
     def get_config(self):
-        config = super().get_config()
-        for name in ("scale", "margin", "mse_weight", "mse_root", "dtype"):
-            config[name] = getattr(self, name)
-        return config
+        own = {"mse_weight": self.mse_weight, "mse_root": self.mse_root}
+        return {**super().get_config(), **own}
 
 
 def check_constants(scale, margin, mse_weight, mse_root):

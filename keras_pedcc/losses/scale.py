@@ -10,7 +10,6 @@ from keras_pedcc.losses.arguments import (
     check_cosine_margin,
     check_margin,
     check_scale,
-    is_sequence,
 )
 
 # What "auto" lets the loss reach: about what the paper's s = 15 does for 100 classes.
@@ -85,13 +84,13 @@ def check_scale_or_auto(scale):
     return float(scale)
 
 
-def scale_of(loss, logits, own):
+def scale_of(loss, logits, margin):
     """The scale of a loss for these logits; warns where it is too small to learn.
 
     Args:
-        loss: Loss with `scale` and `margin`.
+        loss: `MarginLoss`.
         logits: What has shape `(batch, num_classes)`.
-        own: Function of the margin: the lowered cosine of a class on its centroid.
+        margin: Float, the largest margin of the loss.
     """
     shape = getattr(logits, "shape", None)
     if shape is None:  # a list of lists
@@ -99,10 +98,10 @@ def scale_of(loss, logits, own):
     number = shape[1] if len(shape) == 2 else None
     if number is None or number < 2:  # refused by what takes the scale
         return AUTO_FLOOR if loss.scale == "auto" else loss.scale
-    margin = max(loss.margin) if is_sequence(loss.margin) else loss.margin
+    own = loss.lowered(margin)
     if loss.scale == "auto":
-        return _scale(number, own(margin))
-    floor = _floor(number, loss.scale, own(margin))
+        return _scale(number, own)
+    floor = _floor(number, loss.scale, own)
     if floor > 1 and not loss.warned:
         loss.warned = True
         warnings.warn(
