@@ -108,7 +108,9 @@ class Backup:
         backup = keras_pedcc.AtomicBackup(folder)
         backup.set_model(self.model)
         backup.on_train_begin()
-        states = [self.model._initial_epoch, random.getstate()]
+        epoch = self.model._initial_epoch
+        backup.on_epoch_begin(epoch)
+        states = [epoch, random.getstate()]
         return fingerprint(map(numpy_of, variables), states)
 
     def is_clear(self, error):
