@@ -103,7 +103,7 @@ class Backup:
         path.replace(folder / self.name)
         variables = [*self.model.variables, *self.model.optimizer.variables]
         for variable in variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape, variable.dtype))
         random.seed(0)
         backup = keras_pedcc.AtomicBackup(folder)
         backup.set_model(self.model)
