@@ -5,13 +5,14 @@ import json
 import os
 import pathlib
 import time
-import uuid
 import warnings
 
 import numpy as np
 from keras import ops
 
+from keras_pedcc.atomic import write_file
 from keras_pedcc.checks import check_centroids
+from keras_pedcc.processes import whole
 
 # Of the cache: raised when the same arguments come to give other centroids.
 VERSION = 1
@@ -22,7 +23,9 @@ def save_centroids(path, centroids):
     """Writes centroids to a `.npy` or `.npz` file, by one rename.
 
     The array is stored as it is, bfloat16 as float32, without pickle; `.npz` with a
-    SHA-256 of it, which `load_centroids` checks.
+    SHA-256 of it, which `load_centroids` checks. Centroids that `class_parallel` cuts
+    over processes are gathered: every process must call this, and all may give one
+    name.
 
     Args:
         path: File name ending in `.npy` or `.npz`. Its folder must exist.
@@ -42,10 +45,10 @@ def save_centroids(path, centroids):
     array = to_numpy(centroids)
     check_centroids(array)
     if path.suffix == ".npy":
-        _write(path, lambda file: np.save(file, array, allow_pickle=False))
+        write_file(path, lambda file: np.save(file, array, allow_pickle=False))
     else:
         digest = np.array(_digest(array))
-        _write(path, lambda file: np.savez(file, centroids=array, sha256=digest))
+        write_file(path, lambda file: np.savez(file, centroids=array, sha256=digest))
 
 
 def load_centroids(path):
@@ -78,7 +81,7 @@ def load_centroids(path):
 
 def to_numpy(tensor):
     """A NumPy array that a file can hold."""
-    array = ops.convert_to_numpy(tensor)
+    array = whole(tensor)
     # `.npy` knows no bfloat16; float32 holds it exactly.
     return array.astype("float32") if array.dtype.kind == "V" else array
 
@@ -149,7 +152,7 @@ def _to_cache(name, array, text):
     try:
         path = cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(
+        write_file(
             path,
             lambda file: np.savez(file, centroids=array, sha256=digest, key=key),
         )
@@ -160,20 +163,6 @@ def _to_cache(name, array, text):
             "cache=False.",
             stacklevel=4,
         )
-
-
-def _write(path, save):
-    """Calls `save(file)`; the file appears under its name whole, or not at all."""
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.unfinished")
-    try:
-        with unfinished.open("xb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())  # else a loss of power may leave an empty file
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _checked_path(path):

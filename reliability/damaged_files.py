@@ -103,12 +103,14 @@ class Backup:
         path.replace(folder / self.name)
         variables = [*self.model.variables, *self.model.optimizer.variables]
         for variable in variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape, variable.dtype))
         random.seed(0)
         backup = keras_pedcc.AtomicBackup(folder)
         backup.set_model(self.model)
         backup.on_train_begin()
-        states = [self.model._initial_epoch, random.getstate()]
+        epoch = self.model._initial_epoch
+        backup.on_epoch_begin(epoch)
+        states = [epoch, random.getstate()]
         return fingerprint(map(numpy_of, variables), states)
 
     def is_clear(self, error):

@@ -238,8 +238,9 @@ def look_at_centroids(folder, record):
             keras_pedcc.load_centroids(path)
         except ValueError as error:
             record.fail(f"{path.name} after a kill: {error}")
-    for path in [*folder.glob("*.unfinished"), *folder.glob("cache/*.unfinished")]:
-        path.unlink()
+    for each in (folder, folder / "cache"):
+        for path in each.glob("*unfinished*"):
+            path.unlink()
 
 
 def parse_args(argv):

@@ -16,6 +16,7 @@ import numpy as np
 import keras_pedcc
 from image_experiment.data import BadInputError
 from image_experiment.settings import flags_of, of_the_run
+from keras_pedcc.atomic import write_file
 
 SPEEDS = ("train_seconds", "images_per_second")
 
@@ -69,9 +70,7 @@ def write_history(path, rows):
 
 def write_whole(path, text):
     """Writes a text file by one rename: never half of it."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text + "\n")
-    unfinished.replace(path)
+    write_file(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def write_result(experiment, args, images, model, predicted, replicas):

@@ -19,6 +19,7 @@ from image_experiment.losses import (
     make_optimizer,
     may_fine_tune,
 )
+from keras_pedcc.atomic import write_file
 
 BRANCH = "branch.npz"
 BEGUN = "settings.json.unfinished"
@@ -304,7 +305,10 @@ class KeepBranch(keras.callbacks.Callback):
         self.epoch = args.finetune_epoch if args.fixed else None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:
-            unfinished = self.folder / f"{BRANCH}.unfinished"
-            shutil.copy(self.folder / "backup.npz", unfinished)
-            unfinished.replace(self.folder / BRANCH)
+        self.due = epoch == self.epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.due:  # `AtomicBackup`, before it in the list, has just written
+            backup = (self.folder / "backup.npz").read_bytes()
+            write_file(self.folder / BRANCH, lambda file: file.write(backup))
+            self.due = False

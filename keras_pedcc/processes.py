@@ -1,0 +1,80 @@
+"""Processes that train one model together, by `keras.distribution` on JAX.
+
+With one process, and on other backends, every function here does nothing special.
+"""
+
+import json
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def together():
+    """Whether other processes train the same model."""
+    # Without a distribution each process trains a model of its own.
+    if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
+        return False
+    import jax
+
+    return jax.process_count() > 1
+
+
+def is_first():
+    """Whether this process is the one that writes."""
+    if not together():
+        return True
+    import jax
+
+    return jax.process_index() == 0
+
+
+def own(values):
+    """The value of this process, of those that `exchange` has returned."""
+    if not together():
+        return values[0]
+    import jax
+
+    return values[jax.process_index() % len(values)]
+
+
+def exchange(value):
+    """Returns the values of all processes, which must all call this.
+
+    Args:
+        value: Anything that JSON can hold.
+
+    Returns:
+        List of one value for each process.
+    """
+    if not together():
+        return [value]
+    text = json.dumps(value).encode()
+    length = int(np.max(_gather(np.array(len(text), "int32"))))
+    texts = _gather(np.frombuffer(text.ljust(length), "uint8"))
+    return [json.loads(bytes(each)) for each in texts]
+
+
+def wait():
+    """Waits until all processes are here."""
+    if together():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("keras_pedcc")
+
+
+def whole(tensor):
+    """Returns the NumPy array of a tensor or variable, also if processes share it.
+
+    All processes must call this. The whole value must fit on each device.
+    """
+    value = tensor.value if isinstance(tensor, keras.Variable) else tensor
+    if not together() or getattr(value, "is_fully_replicated", True):
+        return ops.convert_to_numpy(tensor)
+    return np.asarray(_gather(value, tiled=True))
+
+
+def _gather(value, tiled=False):
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(value, tiled=tiled)
