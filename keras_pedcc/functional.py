@@ -45,7 +45,8 @@ def takes_graph(args, kwargs):
 def _keras_functional():
     # With names, or it would use up the first of those that Keras gives by itself.
     inputs = keras.Input((1,), name="inputs")
-    return type(keras.Model(inputs, inputs, name="functional"))
+    outputs = keras.layers.Identity(name="outputs")(inputs)
+    return type(keras.Model(inputs, outputs, name="functional"))
 
 
 def _register_as(kind, name):

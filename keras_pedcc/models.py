@@ -35,8 +35,8 @@ class PEDCCModel(keras.Model):
 
     - `compile(loss=PEDCCLoss())`, or any loss class or function of yours, is
       called as `loss(y, {"features": ..., "logits": ...}, sample_weight)`.
-    - A loss of Keras gets the logits. One that takes probabilities is refused:
-      the logits are cosines.
+    - A loss of Keras, or of a subclass of one, gets the logits. One that takes
+      probabilities is refused: the logits are cosines.
     - `metrics=["accuracy"]` sees the logits; `metrics={"logits": [...],
       "features": [...]}` routes each output. Either way a metric is logged under
       its own name (`accuracy`), unless both outputs have one of that name.
@@ -44,8 +44,13 @@ class PEDCCModel(keras.Model):
       margin and takes the logits by blocks of classes; `metrics` may hold
       `"accuracy"`, `keras.metrics.SparseTopKCategoricalAccuracy(k)`, and metrics of the
       features under their name.
-    - `fit` and `evaluate` check NumPy labels, those for validation too, before
-      anything runs (not in a subclass with a `call` of its own).
+    - Labels that are no class are refused before any backend casts them: arrays,
+      lists and tensors before anything runs, also in `train_on_batch` and
+      `test_on_batch`; those of a `PyDataset`, a generator or a PyTorch `DataLoader`
+      batch by batch. In a `tf.data.Dataset` they make the loss NaN, of which `fit`
+      warns once. Validation labels are checked alike.
+
+    A subclass may have a `call` of its own, which returns what a head returns.
 
     Args:
         inputs: As in `keras.Model(inputs, outputs)`.
@@ -55,8 +60,8 @@ class PEDCCModel(keras.Model):
 
     Raises:
         ValueError: `outputs` is not such a dict; in `compile`, the loss takes
-            probabilities; in `fit` and `evaluate`, labels are out of range, not
-            whole, or of another shape.
+            probabilities; in training and evaluation, labels are out of range, not
+            whole, or of another shape, or `call` returns something else.
 
     Example:
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tensors import assert_allclose, only_once
+from tensors import assert_allclose
 
 from keras_pedcc import (
     CosineDense,
@@ -624,7 +624,7 @@ def test_labels_of_a_tf_dataset_that_are_no_class_give_nan_and_a_warning(data):
     with pytest.warns(UserWarning, match="label that is no class gives NaN") as caught:
         history = make_model().fit(dataset, epochs=2, shuffle=False, verbose=0).history
     assert np.isnan(history["loss"]).all()
-    assert len(caught) == 1
+    assert sum("loss=nan" in str(each.message) for each in caught) == 1
 
 
 def test_model_with_a_loss_of_its_own_may_go_without_labels(data):

@@ -321,7 +321,7 @@ def test_best_weights_are_restored_without_the_share(data):
 @only_once
 def test_second_warmup_is_refused(data):
     model = model_of(AMSoftmaxLoss())
-    with pytest.raises(ValueError, match="takes one `MarginWarmup`.* epochs=5"):
+    with pytest.raises(ValueError, match=r"takes one `MarginWarmup`.* epochs=5"):
         model.fit(*data, callbacks=[MarginWarmup(2), MarginWarmup(5)], verbose=0)
     model.fit(*data, callbacks=[MarginWarmup(2)], verbose=0)
 
