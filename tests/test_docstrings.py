@@ -25,6 +25,7 @@ MODULES = [
     "losses.pedcc",
     "metrics",
     "models",
+    "prediction",
     "report",
     "retrieval",
     "storage",
