@@ -17,8 +17,8 @@ def predict_all(model, images, *, batch_size=32):
     """`model.predict` for any number of rows on any number of devices.
 
     JAX's `DataParallel` cuts only batches that divide evenly, and a TensorFlow replica
-    without a row fails in batch normalisation. So each batch is padded with copies of
-    its first row, and their outputs are dropped.
+    without a row may fail in batch normalisation. So each batch is padded with copies
+    of its first row, and their outputs are dropped.
 
     Args:
         model: `keras.Model`.

@@ -119,7 +119,9 @@ def test_embedder_takes_the_output_named_features_of_a_model_inside(images):
     early = keras.layers.Dense(4)(inputs)
     logits = PEDCCDense(5, return_features=False)(keras.layers.Dense(6)(early))
     inner = keras.Model(inputs, {"early": early, "logits": logits})
-    outer = keras.Model(inputs, {"features": inner(inputs)["early"]})
+    made = inner(inputs)
+    outputs = {"features": made["early"], "logits": made["logits"]}
+    outer = keras.Model(inputs, outputs)
     assert called(embedder(outer), images).shape == (20, 4)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_pedcc import embed
+from keras_pedcc import embed, prediction
 from keras_pedcc.prediction import predict_all
 
 ROWS = 20
@@ -172,11 +172,35 @@ def test_optional_input_may_be_left_out(images):
     assert np.array_equal(predict_all(model, (images, None)), images)
 
 
+class Recorder:
+    """A model that keeps the sizes of its batches, and doubles its inputs."""
+
+    def predict(self, inputs, batch_size, verbose):
+        if batch_size is None:
+            batches = [batch for (batch,) in inputs]
+        else:
+            batches = in_batches(inputs, batch_size)
+        self.sizes = [len(batch) for batch in batches]
+        return 2 * np.concatenate(batches)
+
+
+@pytest.mark.parametrize(
+    ("form", "sizes"), [("array", [9, 9, 3]), ("iterator", [9, 9, 6])]
+)
+def test_every_batch_divides_by_the_number_of_devices(monkeypatch, images, form, sizes):
+    monkeypatch.setattr(prediction, "_parts_of_batch", lambda model: 3)
+    model = Recorder()
+    found = predict_all(model, FORMS[form](images), batch_size=8)
+    np.testing.assert_array_equal(found, 2 * images)
+    assert model.sizes == sizes
+
+
 @pytest.fixture(scope="module")
 def on_replicas(two_replicas):
-    """Batch normalisation, which fails in a replica without a row; on two of them."""
+    """Batch normalisation of images, which may fail in a replica without one."""
+    layers = keras.layers.Reshape((1, 1, 3)), keras.layers.BatchNormalization()
     with two_replicas.scope():
-        return keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+        return keras.Sequential([keras.Input((3,)), *layers, keras.layers.Flatten()])
 
 
 @on_tensorflow
