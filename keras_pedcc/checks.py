@@ -35,10 +35,15 @@ def unit_centroids(centroids, dtype="float64"):
     units = np.empty(centroids.shape, dtype)
     parts = zip(_blocks_of_rows(centroids), _blocks_of_rows(units), strict=True)
     for given, unit in parts:
-        rows = given.astype("float64")
-        rows /= np.abs(rows).max(axis=1, keepdims=True)
-        unit[:] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        unit[:] = unit_rows(given)
     return units
+
+
+def unit_rows(rows):
+    """Rows divided by their lengths, in float64, without a square that overflows."""
+    rows = rows.astype("float64")
+    rows /= np.abs(rows).max(axis=1, keepdims=True)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _blocks_of_rows(array):
@@ -51,12 +56,14 @@ def check_features(**named):
 
     Any real dtype, shape `(batch, dim)`, without NaN, infinity or a row of zeros.
     """
-    [(name, features)] = named.items()
-    features = np.asarray(ops.convert_to_numpy(features))
-    if features.ndim != 2 or not features.size:
+    [(name, given)] = named.items()
+    features = np.asarray(ops.convert_to_numpy(given))
+    if features.ndim != 2 or not features.size or features.dtype.kind in "OSUc":
         raise ValueError(
-            f"`{name}` must have shape (batch, dim), with at least one row. Received: "
-            f"{name}.shape={features.shape}. Flatten each feature to one row."
+            f"`{name}` must have shape (batch, dim), with at least one row, of real "
+            f"numbers. Received: {name}.shape={features.shape}, {name}.dtype="
+            f"{features.dtype}, made of a {type(given).__name__}. Pass one array with "
+            "a row for each feature."
         )
     bad = rows_without_direction(features)
     if bad.any():
@@ -71,6 +78,31 @@ def check_features(**named):
 def rows_without_direction(features):
     """Which rows are all zero, or hold NaN or infinity, shape `(batch,)`."""
     return ~np.isfinite(features).all(axis=1) | ~features.any(axis=1)
+
+
+def check_classes(**named):
+    """Returns the labels given, as NumPy's of shape `(batch,)`, or raises.
+
+    Args:
+        named: The labels, of any kind, shape `(batch,)` or `(batch, 1)`; then the
+            array whose rows they are the classes of.
+    """
+    (of_labels, labels), (name, rows) = named.items()
+    labels = np.asarray(ops.convert_to_numpy(labels))
+    if labels.shape not in ((len(rows),), (len(rows), 1)):
+        raise ValueError(
+            f"`{of_labels}` must be one label for each of `{name}`, shape (batch,) or "
+            f"(batch, 1). Received: {of_labels}.shape={labels.shape}, {name}.shape="
+            f"{rows.shape}. Pass class indices, not one-hot labels."
+        )
+    labels = labels.reshape(-1)
+    missing = labels != labels  # NaN alone is not equal to itself
+    if missing.any():
+        raise ValueError(
+            f"`{of_labels}` must be classes. Received: {missing.sum()} that are NaN, "
+            f"the first {of_labels}[{missing.argmax()}]. Remove these rows."
+        )
+    return labels
 
 
 def check_whole(minimum, **values):

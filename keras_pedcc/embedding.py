@@ -7,7 +7,7 @@ from keras_pedcc.checks import check_whole, rows_without_direction
 from keras_pedcc.cosine_dense import CosineDense
 from keras_pedcc.heads import CenterDense
 from keras_pedcc.optimizers import strategy_scope
-from keras_pedcc.replicas import number_of_replicas
+from keras_pedcc.prediction import map_arrays, number_of_rows, predict_all, to_numpy
 from keras_pedcc.verification import (
     check_folds,
     check_pairs,
@@ -16,9 +16,11 @@ from keras_pedcc.verification import (
     verification_report,
 )
 
+KEYS = ("accuracy", "auc", "eer")  # of a verification report that go into the logs
+
 
 def embedder(model, *, name="embedder"):
-    """The part of a model that ends in `features`, as a model of its own.
+    """The part of a model that ends in features, as a model of its own.
 
     It shares the weights of `model`: what is trained later changes it, too. A head of
     this package is cut off, and its centroids with it; a Keras layer divides by the
@@ -26,8 +28,12 @@ def embedder(model, *, name="embedder"):
     without this package, unless other layers need it, and holds nothing per class.
 
     Args:
-        model: Functional `keras.Model`, such as `PEDCCModel(inputs, outputs)`, whose
-            outputs are a dict with `"features"`, shape `(batch, dim)`.
+        model: Functional or built `Sequential` model, such as `PEDCCModel(inputs,
+            outputs)`. Its features are the output `"features"`, shape `(batch, dim)`;
+            without one, the input of the head that its output comes from, also if the
+            head is in a nested model. For a subclassed model pass
+            `keras.Model(x, model(x))`, with `x` a `keras.Input`: the embedder then
+            contains that model, head included.
         name: Name of the new model.
 
     Returns:
@@ -35,7 +41,7 @@ def embedder(model, *, name="embedder"):
         `(batch, dim)`, float32 (float64 where the features are).
 
     Raises:
-        ValueError: `model` has no such output.
+        ValueError: `model` has no graph of layers, or no such features.
 
     Example:
 
@@ -44,14 +50,19 @@ def embedder(model, *, name="embedder"):
     >>> features.shape, np.round(np.linalg.norm(features, axis=1)[:2], 6).tolist()
     ((20, 64), [1.0, 1.0])
     """
-    features = _features_of(model)
-    dtype = "float64" if features.dtype == "float64" else "float32"
-    layer, node, _ = features._keras_history
-    if isinstance(layer, CosineDense | CenterDense):
-        features = layer._inbound_nodes[node].input_tensors[0]
     with strategy_scope(model):
+        graph = _graph_of(model)
+        if graph is None:
+            raise ValueError(
+                "`model` must be a functional model, or a Sequential one that is "
+                f"built. Received: model={getattr(model, 'name', model)!r} (type "
+                f"{type(model).__name__}). Pass keras.Model(x, model(x)), with x = "
+                "keras.Input(shape)."
+            )
+        features = _features_of(graph)
+        dtype = "float64" if features.dtype == "float64" else "float32"
         unit = keras.layers.UnitNormalization(dtype=dtype, name="unit_features")
-        return keras.Model(model.input, unit(features), name=name)
+        return keras.Model(graph.input, unit(features), name=name)
 
 
 def embed(embedder, images, *, batch_size=32, flip=False):
@@ -62,25 +73,35 @@ def embed(embedder, images, *, batch_size=32, flip=False):
 
     Args:
         embedder: Model with one output, shape `(batch, dim)`, as `embedder` makes.
-        images: Array, shape `(batch, ...)`; with `flip` images of shape `(batch,
-            height, width, channels)`, or channels first where Keras is set to that.
-        batch_size: int, at least 1.
+        images: Array or tensor, shape `(batch, ...)`; a list or dict of them, one for
+            each input of the model; or an iterable of batches in the forms that
+            `keras.Model.predict` takes, such as a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a PyTorch data loader or a generator, of which the
+            labels are ignored. With `flip`, one array of shape `(batch, height, width,
+            channels)`, or channels first where Keras is set to that.
+        batch_size: int, at least 1. Rows of an array per batch; other batches keep
+            their size.
         flip: bool.
 
     Returns:
-        NumPy array, shape `(batch, dim)`; unit vectors if the embedder gives them. Two
-        features that cancel out give NaN.
+        NumPy array, shape `(batch, dim)`, one row for each image; unit vectors if the
+        embedder gives them. An array without rows gives shape `(0, dim)`. Two features
+        that cancel out give NaN.
 
     Raises:
-        ValueError: `embedder` has more outputs than one; with `flip`, images are of
-            another shape.
+        TypeError: `batch_size` is not a whole number.
+        ValueError: `images` are no arrays, differ in length, or yield no batch;
+            `embedder` has more than one output; with `flip`, images are of another
+            shape.
 
     Example:
 
     >>> keras_pedcc.embed(keras_pedcc.embedder(model), x).shape
     (20, 64)
     """
-    features = _predict(embedder, images, batch_size)
+    if flip:
+        images = _check_images(images)
+    features = predict_all(embedder, images, batch_size=batch_size)
     if not isinstance(features, np.ndarray):
         raise ValueError(
             "`embedder` must give one array of features. Received: a model that gives "
@@ -88,8 +109,8 @@ def embed(embedder, images, *, batch_size=32, flip=False):
         )
     if not flip:
         return features
-    mirrored = _mirrored(_check_images(images))
-    features = features + _predict(embedder, mirrored, batch_size)
+    mirrored = predict_all(embedder, _mirrored(images), batch_size=batch_size)
+    features = features + mirrored
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(lengths > 0, lengths, np.nan)
 
@@ -108,7 +129,8 @@ class VerificationCallback(keras.callbacks.Callback):
     stopping is for `keras.callbacks.TerminateOnNaN`.
 
     Args:
-        images: Array, shape `(images, ...)`, as the model takes them.
+        images: Array or tensor, shape `(images, ...)`; or a list or dict of them, one
+            for each input of the model.
         pairs: Whole numbers, indices into `images`, shape `(pairs, 2)`.
         same: Whether both are of one class, bool or 0 and 1, shape `(pairs,)`.
         folds: As in `verification_report`.
@@ -144,10 +166,13 @@ class VerificationCallback(keras.callbacks.Callback):
     ):
         super().__init__()
         check_whole(1, batch_size=batch_size)
-        images = _check_images(images) if flip else np.asarray(images)
-        used, index = np.unique(check_pairs(pairs, len(images)), return_inverse=True)
+        images = _check_images(images) if flip else images
+        number = number_of_rows(images)
+        used, index = np.unique(check_pairs(pairs, number), return_inverse=True)
         self.pairs = index.reshape(-1, 2)
-        self.images = images[used] if len(used) < len(images) else images
+        self.images = map_arrays(
+            lambda each: each[used] if len(used) < number else each, images
+        )
         self.same = check_same(same)
         self.folds = _check_pairs_folds(folds, self.same, self.pairs)
         self.batch_size = batch_size
@@ -161,63 +186,102 @@ class VerificationCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         report = self._report()
-        for key in ("accuracy", "auc", "eer"):
-            logs[f"val_{self.name}_{key}"] = report[key]
+        if logs is not None:
+            logs.update({f"val_{self.name}_{key}": report[key] for key in KEYS})
 
     def _report(self):
         features = embed(
             self._embedder, self.images, batch_size=self.batch_size, flip=self.flip
         )
         if rows_without_direction(features).any():
-            return dict.fromkeys(("accuracy", "auc", "eer"), float("nan"))
+            return dict.fromkeys(KEYS, float("nan"))
         scores = pair_scores(features, pairs=self.pairs)
         return verification_report(scores, self.same, folds=self.folds)
 
 
-def _features_of(model):
-    try:
-        outputs = model.output
-    except (AttributeError, ValueError):  # of a subclassed or a sequential model
-        outputs = None
-    if not isinstance(outputs, dict) or "features" not in outputs:
-        found = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-        raise ValueError(
-            '`model` must be a functional model with a dict of outputs, "features" '
-            f"among them. Received: model={getattr(model, 'name', model)!r} with "
-            f"outputs {found}. Build it as keras_pedcc.PEDCCModel(inputs, outputs), "
-            "with a head that returns its features."
-        )
-    return outputs["features"]
+def _graph_of(model):
+    """A functional or built `Sequential` model as a plain one, `None` for any other."""
+    if not isinstance(model, keras.Model):
+        return None
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    tensors = keras.tree.flatten([inputs, outputs])
+    if not all(isinstance(each, keras.KerasTensor) for each in tensors):
+        return None
+    if not isinstance(model, keras.Sequential):  # which has the flat lists alone
+        inputs, outputs = model.input, model.output
+    one = isinstance(inputs, list) and len(inputs) == 1
+    return keras.Model(inputs[0] if one else inputs, outputs)
 
 
-def _predict(embedder, images, batch_size):
-    """`embedder.predict`, also where devices share every batch.
+def _features_of(graph):
+    """The tensor of features, not yet of unit length if a head took it."""
+    outputs = graph.output
+    named = outputs.get("features") if isinstance(outputs, dict) else None
+    leaves = keras.tree.flatten(outputs)
+    wanted = [i for i, each in enumerate(leaves) if named is None or each is named]
+    taken = {id(each): each for each in _inputs_of_heads(graph, wanted)}
+    if len(taken) == 1:
+        return taken.popitem()[1]
+    if isinstance(named, keras.KerasTensor):
+        return named
+    found = sorted(outputs) if isinstance(outputs, dict) else "without names"
+    raise ValueError(
+        '`model` must have an output "features", or outputs of one head of this '
+        f"package. Received: outputs {found}, from {len(taken)} heads. Pass "
+        'keras.Model(model.inputs, {"features": model.get_layer(name).output}), with '
+        "the name of the layer that ends in features."
+    )
 
-    JAX's `DataParallel` cuts only what divides; a replica of TensorFlow that gets
-    nothing fails in batch normalisation.
+
+def _inputs_of_heads(graph, wanted):
+    """What those heads took that give the outputs of a model with these numbers."""
+    calls, copy = _calls_of(graph)
+    leaves = keras.tree.flatten(copy.output)
+    ids = {id(leaves[i]) for i in wanted}
+    found = []
+    for layer, args, kwargs, outputs in calls:
+        places = [i for i, each in enumerate(outputs) if id(each) in ids]
+        if places and isinstance(layer, CosineDense | CenterDense):
+            found.append(args[0] if args else kwargs["inputs"])
+        elif places and (inner := _graph_of(layer)) is not None:
+            for each in _inputs_of_heads(inner, places):
+                found.append(keras.Model(inner.input, each)(*args, **kwargs))
+    return found
+
+
+def _calls_of(graph):
+    """Calls the layers of a model once more, on the same inputs.
+
+    A layer's `input` belongs to its first call, which may be in another model.
+
+    Returns:
+        List of layer, arguments and flat outputs of each call, and the model that the
+        calls make.
     """
-    distribution = keras.distribution.distribution()
-    with strategy_scope(embedder):
-        parts = number_of_replicas()
-    parts = distribution.device_mesh.devices.size if distribution else parts
-    more = -len(images) % parts
-    if more:
-        images = np.asarray(images)
-        images = np.concatenate([images, images[:1].repeat(more, axis=0)])
-    features = embedder.predict(images, batch_size=batch_size, verbose=0)
-    number = len(images) - more
-    return keras.tree.map_structure(lambda rows: rows[:number], features)
+    calls = []
+
+    def call(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        calls.append((layer, args, kwargs, keras.tree.flatten(outputs)))
+        return outputs
+
+    copy = keras.models.clone_model(
+        graph,
+        input_tensors=graph.input,
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
+    return calls, copy
 
 
 def _check_images(images):
-    images = np.asarray(images)
-    if images.ndim != 4:
+    if len(getattr(images, "shape", ())) != 4:
         raise ValueError(
-            "`images` must have four axes to be flipped. Received: images.shape="
-            f"{images.shape}. Pass flip=False, or images with height, width and "
-            "channels."
+            "`images` must be one array with four axes to be flipped. Received: "
+            f"{type(images).__name__}, images.shape={getattr(images, 'shape', None)}. "
+            "Pass flip=False, or one array with height, width and channels."
         )
-    return images
+    return to_numpy(images)
 
 
 def _mirrored(images):

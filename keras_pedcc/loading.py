@@ -1,12 +1,13 @@
 """Saved models, loaded if their files are whole."""
 
+import os
 import pathlib
 import zipfile
 
 import keras
 
 
-def load_model(path, **kwargs):
+def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):
     """`keras.saving.load_model` of a `.keras` file that is checked to be whole.
 
     On Python 3.12 and later Keras itself passes over a checksum that does not match: a
@@ -15,13 +16,19 @@ def load_model(path, **kwargs):
     there, no code of the file is run unless `safe_mode=False` is passed.
 
     Args:
-        path: Name of a file that `model.save` wrote, ending in `.keras`.
-        **kwargs: See `keras.saving.load_model`.
+        filepath: `str` or `pathlib.Path`. Name of a file that `model.save` wrote,
+            ending in `.keras`.
+        custom_objects: Dict from names to classes or functions of your own that are not
+            registered with Keras. Defaults to `None`.
+        compile: bool. Whether to compile the model as it was saved. Defaults to `True`.
+        safe_mode: bool. Whether to refuse files whose loading runs code of their own.
+            Defaults to `True`.
 
     Returns:
-        The model, compiled as it was saved.
+        The model.
 
     Raises:
+        TypeError: `filepath` is not a name, but an open file, say.
         FileNotFoundError: There is no such file.
         ValueError: The name ends otherwise, or the file is damaged; and what
             `keras.saving.load_model` raises.
@@ -32,14 +39,26 @@ def load_model(path, **kwargs):
     >>> keras_pedcc.load_model("classifier.keras").name == model.name
     True
     """
-    path = pathlib.Path(path)
+    path = _check_name(filepath)
+    _check_whole_file(path)
+    return keras.saving.load_model(path, custom_objects, compile, safe_mode)
+
+
+def _check_name(filepath):
+    if not isinstance(filepath, str | os.PathLike):
+        raise TypeError(
+            "`filepath` must be the name of a file. Received: filepath="
+            f"{filepath!r} (type {type(filepath).__name__}). Write the bytes to a file "
+            "that ends in .keras, and pass its name."
+        )
+    path = pathlib.Path(filepath)
     if path.suffix != ".keras":
         raise ValueError(
-            f"`path` must end in .keras. Received: path={str(path)!r}. Pass a file "
-            "that `model.save` wrote under such a name."
+            f"`filepath` must end in .keras. Received: filepath={str(path)!r}. Pass a "
+            "file that `model.save` wrote under such a name; for other formats use "
+            "`keras.saving.load_model`."
         )
-    _check_whole_file(path)
-    return keras.saving.load_model(path, **kwargs)
+    return path
 
 
 def _check_whole_file(path):
@@ -48,11 +67,11 @@ def _check_whole_file(path):
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} does not match")
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # whatever damaged bytes make Python raise
         raise ValueError(
-            "`path` must be a whole file of `model.save`. Received: "
-            f"path={str(path)!r}, which is damaged ({error}). Take a copy of it, or "
-            "save the model again."
+            "`filepath` must be a whole file of `model.save`. Received: "
+            f"filepath={str(path)!r}, which is damaged ({error}). Take a copy of it, "
+            "or save the model again."
         ) from error

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_whole
+from keras_pedcc.checks import check_classes, check_whole
 from keras_pedcc.labels import narrow_labels
 
 
@@ -17,14 +17,13 @@ def intra_class_distance(features, labels):
 
     Args:
         features: Array or tensor, shape `(batch, dim)`.
-        labels: Class of each sample, whole numbers, shape `(batch,)` or
-            `(batch, 1)`.
+        labels: Class of each sample, any labels, shape `(batch,)` or `(batch, 1)`.
 
     Returns:
         float, not negative.
 
     Raises:
-        ValueError: A shape does not fit, or there are no samples.
+        ValueError: A shape does not fit, there are no samples, or a label is NaN.
 
     Example:
 
@@ -72,10 +71,11 @@ class _ClassSums(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         features = ops.cast(self._features(y_pred), self.dtype)
+        labels = ops.convert_to_tensor(narrow_labels(y_true))
+        self._check_labels(labels, features)
         weight = ops.ones_like(features[:, 0])
         if sample_weight is not None:
             weight = weight * ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
-        labels = ops.convert_to_tensor(narrow_labels(y_true))
         counts, sums = self._per_class(labels, features, weight)
         squares = ops.sum(ops.square(features), axis=1)
         self.counts.assign_add(counts)
@@ -89,6 +89,7 @@ class _ClassSums(keras.metrics.Metric):
 
     def _features(self, y_pred):
         features = y_pred["features"] if isinstance(y_pred, dict) else y_pred
+        features = ops.convert_to_tensor(features)
         if len(features.shape) != 2 or features.shape[1] != self.dim:
             raise ValueError(
                 f"`{self.name}` needs features of shape (batch, {self.dim}). Received: "
@@ -97,19 +98,42 @@ class _ClassSums(keras.metrics.Metric):
             )
         return features
 
+    def _check_labels(self, labels, features):
+        rows, width = (*labels.shape, 1, 1)[:2]
+        fits = len(labels.shape) in (1, 2) and width in (1, self.num_classes)
+        # In a graph the size of the batch may be unknown.
+        if not fits or len({rows, features.shape[0]} - {None}) > 1:
+            raise ValueError(
+                f"`{self.name}` needs one label for each feature, shape (batch,), "
+                f"(batch, 1) or (batch, {self.num_classes}). Received: y_true.shape="
+                f"{tuple(labels.shape)} with {features.shape[0]} features. Pass labels "
+                "and features of one batch."
+            )
+
     def _per_class(self, labels, features, weight):
-        if len(labels.shape) == 2 and labels.shape[1] == self.num_classes:
-            share = ops.cast(labels, self.dtype) * weight[:, None]
-            return ops.sum(share, axis=0), ops.matmul(ops.transpose(share), features)
-        labels = ops.reshape(labels, (-1,))
-        index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
-        valid = ops.equal(ops.cast(index, labels.dtype), labels)
+        soft = len(labels.shape) == 2 and labels.shape[1] == self.num_classes
+        target, valid = self._distribution(labels) if soft else self._index(labels)
         weight = ops.where(valid, weight, np.nan)
+        if soft:
+            share = target * weight[:, None]
+            return ops.sum(share, axis=0), ops.matmul(ops.transpose(share), features)
         weighted = ops.concatenate(
             [weight[:, None], weight[:, None] * features], axis=1
         )
-        sums = ops.segment_sum(weighted, index, num_segments=self.num_classes)
+        sums = ops.segment_sum(weighted, target, num_segments=self.num_classes)
         return sums[:, 0], sums[:, 1:]
+
+    def _index(self, labels):
+        """Class of each sample, and whether its label is one."""
+        labels = ops.reshape(labels, (-1,))
+        index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
+        return index, ops.equal(ops.cast(index, labels.dtype), labels)
+
+    def _distribution(self, labels):
+        """Share of each class in each sample, and whether its label is valid."""
+        share = ops.cast(labels, self.dtype)
+        whole = ops.abs(ops.sum(share, axis=1) - 1) <= 1e-2
+        return share, ops.logical_and(whole, ops.all(share >= 0, axis=1))
 
     def _moments(self):
         """Mean squared length of the features, of class means, and of the mean."""
@@ -125,7 +149,8 @@ class IntraClassDistance(_ClassSums):
     """Keras metric of `intra_class_distance`, eq. 7.
 
     Sums up over batches and replicas in float32: for unit features good to about
-    1e-6. A label that is not a class makes it NaN.
+    1e-6. A label that is not a class makes it NaN, as does a row of soft labels that
+    is negative somewhere or does not sum to 1.
 
     Args:
         num_classes: int, at least 2.
@@ -179,15 +204,13 @@ class InterClassDistance(_ClassSums):
 def _class_means(features, labels):
     """Features in float64, class index of each, priors and means of the classes."""
     features = np.asarray(ops.convert_to_numpy(features), "float64")
-    labels = np.asarray(ops.convert_to_numpy(labels))
-    flat = labels.reshape(-1)
-    if features.ndim != 2 or len(flat) != len(features) or not len(flat):
+    if features.ndim != 2 or not len(features):
         raise ValueError(
-            "There must be features of shape (batch, dim) and one label for each. "
-            f"Received: features.shape={features.shape}, labels.shape={labels.shape}. "
-            "Pass class indices, not one-hot labels."
+            "There must be features of shape (batch, dim), at least one. Received: "
+            f"features.shape={features.shape}. Pass one row for each sample."
         )
-    _, index, counts = np.unique(flat, return_inverse=True, return_counts=True)
+    labels = check_classes(labels=labels, features=features)
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     sums = np.zeros((len(counts), features.shape[1]))
     np.add.at(sums, index, features)
-    return features, index, counts / len(flat), sums / counts[:, None]
+    return features, index, counts / len(labels), sums / counts[:, None]

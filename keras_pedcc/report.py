@@ -5,7 +5,9 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import unit_centroids
+from keras_pedcc.checks import check_centroids, unit_rows
+
+BLOCK_ROWS = 1024  # on each side: 8 MiB of cosines in float64 at a time
 
 
 def centroid_report(centroids):
@@ -13,7 +15,8 @@ def centroid_report(centroids):
 
     Args:
         centroids: Array or tensor, shape `(num_classes, dim)`, both at least 2.
-            Rows are normalised first; every number is computed in float64.
+            Rows are normalised first; every number is computed in float64, by blocks of
+            rows, which take some tens of MiB beside the input.
 
     Returns:
         A plain dict:
@@ -38,16 +41,18 @@ def centroid_report(centroids):
     >>> round(report["largest_cosine"], 4), round(report["largest_cosine_bound"], 4)
     (-0.1111, -0.1111)
     """
-    unit = unit_centroids(ops.convert_to_numpy(centroids))
-    num_classes, dim = unit.shape
-    largest, smallest, energy = _pair_statistics(unit)
+    centroids = check_centroids(ops.convert_to_numpy(centroids))
+    num_classes, dim = centroids.shape
+    blocks = np.array_split(centroids, -(-num_classes // BLOCK_ROWS))
+    mean = sum(unit_rows(block).sum(axis=0) for block in blocks) / num_classes
+    largest, smallest, energy = _pair_statistics(blocks)
     return {
         "num_classes": num_classes,
         "dim": dim,
         "largest_cosine": largest,
         "smallest_angle_degrees": math.degrees(math.acos(min(1.0, largest))),
         "cosine_spread": largest - smallest,
-        "mean_norm": float(np.linalg.norm(unit.mean(axis=0))),
+        "mean_norm": float(np.linalg.norm(mean)),
         "coulomb_energy": energy,
         "largest_cosine_bound": largest_cosine_bound(num_classes, dim),
     }
@@ -132,17 +137,28 @@ def _where(function, value, low, high):
     return low
 
 
-def _pair_statistics(unit, block=1024):
-    """Largest and smallest cosine, and Coulomb energy, by blocks of rows."""
+def _pair_statistics(blocks):
+    """Largest and smallest cosine, and Coulomb energy, one pair of blocks at a time."""
     largest, smallest, energy = -1.0, 1.0, 0.0
-    for start in range(0, len(unit), block):
-        rows = unit[start : start + block]
-        cosines = rows @ unit.T
-        later = np.arange(len(unit)) > np.arange(start, start + len(rows))[:, None]
-        cosines = cosines[later]
-        if cosines.size:
-            largest = max(largest, float(cosines.max()))
-            smallest = min(smallest, float(cosines.min()))
-            with np.errstate(divide="ignore"):
-                energy += float(np.sum(np.maximum(2 - 2 * cosines, 0) ** -0.5))
+    for first, block in enumerate(blocks):
+        rows = unit_rows(block)
+        for other in blocks[first:]:
+            cosines = _cosines_of_pairs(rows, None if other is block else other)
+            if cosines.size:
+                largest = max(largest, float(cosines.max()))
+                smallest = min(smallest, float(cosines.min()))
+                energy += _energy(cosines)
     return largest, smallest, energy
+
+
+def _cosines_of_pairs(rows, others):
+    """Cosines of rows to `others`; of each two rows, once, if that is `None`."""
+    if others is not None:
+        return rows @ unit_rows(others).T
+    return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+
+
+def _energy(cosines):
+    distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
+    with np.errstate(divide="ignore"):
+        return float(np.sum(1 / distances))

@@ -1,9 +1,8 @@
 """Retrieval: are the nearest features those of the same class?"""
 
 import numpy as np
-from keras import ops
 
-from keras_pedcc.checks import check_features, check_whole
+from keras_pedcc.checks import check_classes, check_features, check_whole
 
 BLOCK = 2**27  # bytes of cosines that are computed at a time
 
@@ -41,7 +40,8 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
     Raises:
         TypeError: `k` is not a whole number.
         ValueError: `k` is below 1 or empty; a shape does not fit; a feature is NaN,
-            infinite or a row of zeros; a gallery has no labels; no query has a match.
+            infinite or a row of zeros; a label is NaN; a gallery has no labels; no
+            query has a match.
 
     Example:
 
@@ -104,17 +104,12 @@ def _prepared(features, labels, gallery, gallery_labels):
 def _labelled(**named):
     (name, features), (of_labels, labels) = named.items()
     features = check_features(**{name: features})
-    labels = np.asarray(ops.convert_to_numpy(labels))
-    flat = labels.reshape(-1)
-    if len(flat) != len(features):
-        raise ValueError(
-            f"`{of_labels}` must have one class for each of `{name}`. Received: "
-            f"{of_labels}.shape={labels.shape}, {name}.shape={features.shape}. Pass "
-            "class indices, not one-hot labels."
-        )
+    labels = check_classes(**{of_labels: labels, name: features})
     units = features.astype("float64" if features.dtype == "float64" else "float32")
+    # First, so that no square overflows, or vanishes.
+    units /= np.maximum(units.max(axis=1), -units.min(axis=1))[:, None]
     units /= np.linalg.norm(units, axis=1, keepdims=True)
-    return units, flat
+    return units, labels
 
 
 def _search(queries, items, codes, members, depth, without_self):

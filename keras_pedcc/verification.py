@@ -1,6 +1,7 @@
 """Verification: do two images show the same class? Scores, accuracy, ROC."""
 
 import numpy as np
+from keras import ops
 
 from keras_pedcc.checks import check_features, check_whole
 
@@ -144,7 +145,7 @@ def verification_report(scores, same, *, folds=10):
 
 def check_pairs(pairs, size):
     """Returns `pairs` as indices, shape `(pairs, 2)`, all below `size`, or raises."""
-    pairs = np.asarray(pairs)
+    pairs = np.asarray(ops.convert_to_numpy(pairs))
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
         raise ValueError(
             "`pairs` must have shape (pairs, 2), with at least one pair. Received: "
@@ -167,7 +168,7 @@ def check_pairs(pairs, size):
 
 def check_same(same):
     """Returns `same` as bool, shape `(pairs,)`, with both kinds, or raises."""
-    given = np.asarray(same)
+    given = np.asarray(ops.convert_to_numpy(same))
     if given.ndim != 1 or not np.isin(given, (0, 1)).all():
         raise ValueError(
             "`same` must be True or False (1 or 0) for each pair. Received: "
@@ -186,7 +187,8 @@ def check_same(same):
 
 def check_scores(scores, same):
     """Returns `scores` in float64 and `same` as bool, or raises a `ValueError`."""
-    scores, same = np.asarray(scores, "float64"), check_same(same)
+    scores = np.asarray(ops.convert_to_numpy(scores), "float64")
+    same = check_same(same)
     if scores.shape != same.shape:
         raise ValueError(
             "There must be one score for each of `same`. Received: scores.shape="
@@ -206,7 +208,7 @@ def check_folds(folds, same):
     """Returns the index of the fold of each pair, or raises."""
     if np.ndim(folds) == 0:
         return _check_both_kinds(_contiguous(folds, len(same)), same)
-    fold = np.asarray(folds)
+    fold = np.asarray(ops.convert_to_numpy(folds))
     if fold.shape != same.shape or len(np.unique(fold)) < 2:
         raise ValueError(
             "`folds` must be a number, or the fold of each pair with at least two "
@@ -255,11 +257,17 @@ def _two_sides(features, others, pairs):
 
 
 def _cosines(first, second):
-    first, second = first.astype("float64"), second.astype("float64")
+    first, second = _scaled(first), _scaled(second)
     # Not `einsum`: its sum depends on where in memory a row lies, and ties would break.
     products = np.sum(first * second, axis=1)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return products / lengths
+
+
+def _scaled(rows):
+    """Rows in float64, divided by their largest entry: no square of it overflows."""
+    rows = rows.astype("float64")
+    return rows / np.maximum(rows.max(axis=1), -rows.min(axis=1))[:, None]
 
 
 def _counts(scores, same):

@@ -12,6 +12,7 @@ from many_classes_page import small_program
 import keras_pedcc
 from benchmarks import class_parallel
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.prediction import predict_all
 from keras_pedcc.sharding import class_layout
 from keras_pedcc.streaming import StreamedLogits, nearest_classes
 
@@ -372,6 +373,18 @@ def test_data_parallel_is_one_device(samples):
         found = fit(model, samples)
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
     assert_same(model, one)
+
+
+@pytest.mark.parametrize("number", [0, 17])
+@pytest.mark.parametrize("batched", [False, True])
+def test_data_parallel_gives_a_row_for_each_image(rng, number, batched):
+    images = rng.standard_normal((number, 3)).astype("float32")
+    batches = [images[i : i + 5] for i in range(0, max(number, 1), 5)]
+    with keras.distribution.DataParallel().scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(2.0)])
+        given = iter(batches) if batched else images
+        found = predict_all(model, given, batch_size=5)
+    np.testing.assert_array_equal(found, 2 * images)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ MODULES = [
     "losses.pedcc",
     "metrics",
     "models",
+    "prediction",
     "report",
     "retrieval",
     "storage",

@@ -6,6 +6,7 @@ from keras import ops
 from keras_pedcc import (
     CenterDense,
     FinetuneCallback,
+    KerdockDense,
     PEDCCDense,
     PEDCCLoss,
     PEDCCModel,
@@ -31,6 +32,11 @@ def made(head=None, shape=(8,), compiled=True):
     return model
 
 
+def called(model, images):
+    """Outputs as `predict` gives them, without what it takes to compile."""
+    return keras.tree.map_structure(ops.convert_to_numpy, model(images))
+
+
 @pytest.fixture
 def images(rng):
     """Twenty images; the last ten look like the first ten."""
@@ -41,15 +47,90 @@ def images(rng):
 LABELS = np.arange(20) % 5
 
 
-@pytest.mark.parametrize(
-    "head", [PEDCCDense(5), ProductDense(5), CenterDense(5)], ids=lambda head: head.name
-)
-def test_embedder_gives_the_features_without_the_head(images, head):
-    model = made(head)
+HEADS = {
+    "pedcc": lambda: PEDCCDense(5),
+    "streaming": lambda: PEDCCDense(5, streaming=True),
+    "kerdock": lambda: KerdockDense(12),
+    "product": lambda: ProductDense(5),
+    "center": lambda: CenterDense(5),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_embedder_gives_the_features_without_the_head(images, name):
+    model = made(HEADS[name](), compiled=False)
     part = embedder(model)
-    expected = model.predict(images, verbose=0)["features"]
-    np.testing.assert_allclose(part.predict(images, verbose=0), expected, atol=1e-6)
+    expected = called(model, images)["features"]
+    np.testing.assert_allclose(called(part, images), expected, atol=1e-6)
     assert [w.path for w in part.weights] == [w.path for w in model.weights[:4]]
+    assert not of_this_package(part)
+
+
+def of_this_package(model):
+    layers = [model, *model.layers]
+    return [each for each in layers if type(each).__module__.startswith("keras_pedcc")]
+
+
+def in_nested(layers):
+    """The layers, the last two in a model inside the model."""
+    *first, inputs = layers[:-2]
+    return keras.Sequential([*first, inputs, keras.Sequential(layers[-2:])])
+
+
+def functional(layers):
+    outputs = inputs = layers[0]
+    for layer in layers[1:]:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+def with_outputs(layers):
+    model = functional(layers)
+    return keras.Model(model.input, {"other": model.input, "logits": model.output})
+
+
+@pytest.mark.parametrize(
+    "kind", [functional, with_outputs, keras.Sequential, in_nested]
+)
+def test_embedder_of_logits_alone_is_what_the_head_took(images, kind):
+    layers = [keras.layers.Dense(6), PEDCCDense(5, return_features=False)]
+    part = embedder(kind([keras.Input((8,)), *layers]))
+    expected = ops.convert_to_numpy(layers[0](images))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(called(part, images), expected, atol=1e-6)
+    assert part.count_params() == layers[0].count_params()
+
+
+def test_embedder_of_a_sequential_model_with_features(images):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), PEDCCDense(5)])
+    expected = called(model, images)["features"]
+    found = called(embedder(model), images)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_embedder_of_a_head_called_by_keyword(images):
+    inputs = keras.Input((8,))
+    model = PEDCCModel(inputs, PEDCCDense(5)(inputs=keras.layers.Dense(6)(inputs)))
+    assert not of_this_package(embedder(model))
+
+
+def test_embedder_takes_the_output_named_features_of_a_model_inside(images):
+    inputs = keras.Input((8,))
+    early = keras.layers.Dense(4)(inputs)
+    logits = PEDCCDense(5, return_features=False)(keras.layers.Dense(6)(early))
+    inner = keras.Model(inputs, {"early": early, "logits": logits})
+    made = inner(inputs)
+    outputs = {"features": made["early"], "logits": made["logits"]}
+    outer = keras.Model(inputs, outputs)
+    assert called(embedder(outer), images).shape == (20, 4)
+
+
+def test_embedder_leaves_the_model_as_it_was(images):
+    model = made()
+    config, weights = model.get_config(), [w.path for w in model.weights]
+    embedder(model)
+    assert model.get_config() == config
+    assert [w.path for w in model.weights] == weights
 
 
 def test_embedder_shares_its_weights(images):
@@ -76,8 +157,10 @@ def test_embedder_of_a_model_around_a_model(images):
     inner, inputs = made(compiled=False), keras.Input((8,))
     outer = PEDCCModel(inputs, inner(inputs * 2.0))
     expected = outer.predict(images, verbose=0)["features"]
-    found = embedder(outer).predict(images, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    part = embedder(outer)
+    np.testing.assert_allclose(part.predict(images, verbose=0), expected, atol=1e-6)
+    inside = [each for each in part.layers if isinstance(each, keras.Model)]
+    assert not [name for each in (part, *inside) for name in of_this_package(each)]
 
 
 def test_embedder_takes_inputs_by_name(images):
@@ -118,7 +201,7 @@ def test_embedder_survives_a_round_trip(images, tmp_path):
     part.save(tmp_path / "faces.keras")
     loaded = keras.saving.load_model(tmp_path / "faces.keras")
     assert loaded.name == "faces"
-    assert not [x for x in loaded.layers if type(x).__module__.startswith("keras_pedc")]
+    assert not of_this_package(loaded)
     found = loaded.predict(images, verbose=0)
     assert np.array_equal(found, part.predict(images, verbose=0))
 
@@ -131,20 +214,52 @@ def test_embedder_of_a_loaded_model(images, tmp_path):
     assert np.array_equal(found.predict(images, verbose=0), expected)
 
 
-def test_embedder_refuses_models_without_features():
-    class Subclassed(keras.Model):
-        def call(self, inputs):
-            return inputs
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.head = keras.layers.Dense(6), PEDCCDense(5)
 
+    def call(self, inputs):
+        return self.head(self.dense(inputs))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Subclassed(), keras.Sequential([keras.layers.Dense(6), PEDCCDense(5)])],
+    ids=["subclassed", "not built"],
+)
+def test_embedder_says_what_to_pass_for_a_model_without_a_graph(images, model):
+    with pytest.raises(ValueError, match=r"Pass keras.Model\(x, model\(x\)\), with x"):
+        embedder(model)
+    x = keras.Input((8,))
+    found = called(embedder(keras.Model(x, model(x))), images)
+    expected = called(model, images)["features"]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_embedder_says_what_to_pass_for_a_model_without_features(images):
+    dense, head = keras.layers.Dense(6), PEDCCDense(5, return_features=False)
+    scale = keras.layers.Rescaling(15.0)
+    model = keras.Sequential([keras.Input((8,)), dense, head, scale])
+    with pytest.raises(
+        ValueError, match=r"without names, from 0 heads\. Pass keras.Model"
+    ):
+        embedder(model)
+    features = {"features": model.get_layer(dense.name).output}
+    part = embedder(keras.Model(model.inputs, features))
+    expected = ops.convert_to_numpy(dense(images))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(called(part, images), expected, atol=1e-6)
+
+
+def test_embedder_refuses_models_without_features():
     inputs = keras.Input((8,))
-    plain = keras.Model(inputs, PEDCCDense(5, return_features=False)(inputs))
-    named = keras.Model(inputs, {"logits": plain.output})
-    sequential = keras.Sequential([inputs, keras.layers.Dense(2)])
-    for model in (plain, Subclassed(), sequential, "a path"):
-        with pytest.raises(ValueError, match='"features" among them'):
-            embedder(model)
-    with pytest.raises(ValueError, match=r"outputs \['logits'\]\. Build it as"):
-        embedder(named)
+    heads = [PEDCCDense(5, return_features=False) for _ in "ab"]
+    two = {head.name: head(keras.layers.Dense(6)(inputs)) for head in heads}
+    with pytest.raises(ValueError, match=r"outputs \['pedcc.*'\], from 2 heads"):
+        embedder(keras.Model(inputs, two))
+    with pytest.raises(ValueError, match=r"model='a path' \(type str\)\. Pass"):
+        embedder("a path")
 
 
 def test_embed_takes_the_mirror_image_too(rng):
@@ -184,8 +299,19 @@ def test_embed_refuses_models_with_a_head(images):
 
 
 def test_embed_refuses_to_flip_what_is_no_image(images):
+    part = embedder(made())
     with pytest.raises(ValueError, match=r"four axes.*images.shape=\(20, 8\)"):
-        embed(embedder(made()), images, flip=True)
+        embed(part, images, flip=True)
+    with pytest.raises(ValueError, match=r"one array.*list, images.shape=None"):
+        embed(part, [np.ones((20, 4, 6, 3))], flip=True)
+
+
+def test_embed_flips_tensors_and_no_images_at_all(rng):
+    images = rng.uniform(0, 1, (5, 4, 6, 3)).astype("float32")
+    part = embedder(made(shape=(4, 6, 3), compiled=False))
+    found = embed(part, ops.convert_to_tensor(images), flip=True)
+    np.testing.assert_array_equal(found, embed(part, images, flip=True))
+    assert embed(part, images[:0], flip=True).shape == (0, 6)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -266,12 +392,44 @@ def test_callback_refuses_arguments(images):
         VerificationCallback(images, PAIRS, SAME, folds=5, batch_size=2.5)
     with pytest.raises(ValueError, match="four axes"):
         VerificationCallback(images, PAIRS, SAME, folds=5, flip=True)
+    with pytest.raises(ValueError, match=r"shapes \[\(20, 8\), \(19, 8\)\]. Pass"):
+        VerificationCallback([images, images[1:]], PAIRS, SAME, folds=5)
+    with pytest.raises(ValueError, match=r"generator without a shape\. Pass"):
+        VerificationCallback((x for x in images), PAIRS, SAME, folds=5)
+
+
+def after_an_epoch(model, *args, **kwargs):
+    verify, logs = VerificationCallback(*args, **kwargs), {}
+    verify.set_model(model)
+    verify.on_epoch_end(0, logs)
+    return logs
+
+
+def test_callback_takes_models_of_several_inputs(images):
+    inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((8,), name="b")}
+    hidden = keras.layers.Dense(6)(inputs["a"]) - keras.layers.Dense(6)(inputs["b"])
+    outputs = PEDCCDense(5)(hidden)
+    named = {"a": images, "b": images[::-1].copy()}
+    for model, given in (
+        (PEDCCModel(inputs, outputs), named),
+        (PEDCCModel([*inputs.values()], outputs), [*named.values()]),
+    ):
+        logs = after_an_epoch(model, given, PAIRS[:-1], SAME[:-1], folds=3)
+        scores = pair_scores(called(model, given)["features"], pairs=PAIRS[:-1])
+        report = verification_report(scores, SAME[:-1], folds=3)
+        assert logs["val_verification_auc"] == pytest.approx(report["auc"], abs=1e-6)
+
+
+def test_callback_takes_sequential_models_of_logits_alone(images):
+    head = PEDCCDense(5, return_features=False)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), head])
+    logs = after_an_epoch(model, images, PAIRS, SAME, folds=5)
+    assert 0 <= logs["val_verification_accuracy"] <= 1
 
 
 def test_callback_refuses_models_without_features(images):
-    head = PEDCCDense(5, return_features=False)
-    model = keras.Sequential([keras.Input((8,)), head])
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
     model.compile("sgd", PEDCCLoss())
     verify = VerificationCallback(images, PAIRS, SAME, folds=5)
-    with pytest.raises(ValueError, match='"features" among them'):
+    with pytest.raises(ValueError, match=r"without names, from 0 heads"):
         model.fit(images, LABELS, callbacks=[verify], verbose=0)

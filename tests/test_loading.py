@@ -11,11 +11,14 @@ from tensors import numpy_of
 
 from keras_pedcc import (
     AtomicBackup,
+    CenterDense,
     CosineDense,
     FinetuneOptimizer,
+    KerdockDense,
     PEDCCDense,
     PEDCCLoss,
     PEDCCModel,
+    ProductDense,
     generate_pedcc,
     load_centroids,
     load_model,
@@ -69,8 +72,85 @@ def test_damaged_weights_are_refused(path):
         load_model(path)
 
 
+def test_arguments_are_those_of_keras(path):
+    class Mine(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return 0.0 * y_pred["logits"][:, 0]
+
+    model = make_model()
+    model.compile("sgd", Mine())
+    model.save(path)
+    assert isinstance(load_model(str(path), {"Mine": Mine}).loss, Mine)
+    assert isinstance(
+        load_model(filepath=path, custom_objects={"Mine": Mine}).loss, Mine
+    )
+    assert not load_model(path, None, False).compiled
+    assert not load_model(path, compile=False, safe_mode=False).compiled
+
+
+def test_open_file_is_refused(path):
+    with path.open("rb") as file, pytest.raises(TypeError, match="the name of a file"):
+        load_model(file)
+
+
+def test_file_that_may_not_be_read_is_not_called_damaged(path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(PermissionError):
+        load_model(path)
+
+
+GIVEN = np.random.default_rng(1).normal(size=(12, 4))
+HEADS = {
+    "pedcc": lambda: PEDCCDense(3),
+    "streaming": lambda: PEDCCDense(3, streaming=True),
+    "given": lambda: PEDCCDense(12, centroids=GIVEN),
+    "kerdock": lambda: KerdockDense(12),
+    "cosine": lambda: CosineDense(3, return_norm=True),
+    "product": lambda: ProductDense(3),
+    "center": lambda: CenterDense(3),
+}
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    return request.param
+
+
+def uncompiled(head):
+    inputs = keras.Input((4,))
+    return PEDCCModel(inputs, HEADS[head]()(keras.layers.Dense(4)(inputs)))
+
+
+def assert_same_weights(model, other):
+    for ours, theirs in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weight_files_hold_every_head(tmp_path, head):
+    model, other = uncompiled(head), uncompiled(head)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert_same_weights(other, model)
+
+
+def test_legacy_files_load_with_the_class_of_the_model(tmp_path, head):
+    """README: not given centroids; they are refused."""
+    model, path = uncompiled(head), tmp_path / "model.h5"
+    model.save(path)
+    objects = {"PEDCCModel": PEDCCModel}
+    if head == "given":
+        with pytest.raises(ValueError, match="save and load it"):
+            keras.saving.load_model(path, objects, compile=False)
+    else:
+        loaded = keras.saving.load_model(path, objects, compile=False)
+        assert_same_weights(loaded, model)
+
+
 def test_what_is_no_file_of_a_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`path` must end in .keras. Received"):
+    with pytest.raises(ValueError, match=r"`filepath` must end in .keras. Received"):
         load_model(tmp_path / "model.h5")
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path / "missing.keras")

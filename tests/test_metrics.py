@@ -100,6 +100,17 @@ def test_metric_of_a_label_that_is_no_class_is_nan(data, metric, label):
     assert np.isnan(float(metric.result()))
 
 
+@pytest.mark.parametrize("metric", [IntraClassDistance, InterClassDistance])
+@pytest.mark.parametrize("row", [[0, 0, 0, 0, 0], [2, -1, 0, 0, 0], [1, 1, 0, 0, 0]])
+def test_metric_of_soft_labels_that_are_none_is_nan(data, metric, row):
+    features, labels = data
+    soft = np.eye(5)[labels]
+    soft[7] = row
+    metric = metric(5, 6)
+    metric.update_state(soft, features)
+    assert np.isnan(float(metric.result()))
+
+
 def test_metric_resets(data):
     metric = IntraClassDistance(5, 6)
     first = updated(metric, *data)
@@ -125,6 +136,21 @@ def test_functions_refuse_shapes(data):
         intra_class_distance(features, np.eye(5)[labels])
     with pytest.raises(ValueError, match="There must be features"):
         intra_class_distance(features[:0], labels[:0])
+    with pytest.raises(ValueError, match=r"labels.shape=\(2, 100\)"):
+        intra_class_distance(features, labels.reshape(2, 100))
+
+
+def test_functions_refuse_labels_that_are_nan(data):
+    features, labels = data
+    labels = np.where(np.arange(200) < 3, np.nan, labels)
+    for function in (intra_class_distance, inter_class_distance):
+        with pytest.raises(ValueError, match=r"3 that are NaN, the first labels\[0\]"):
+            function(features, labels)
+
+
+def test_functions_take_tensors_that_have_gradients(data):
+    features = keras.Variable(data[0])
+    assert intra_class_distance(features, data[1]) == intra_class_distance(*data)
 
 
 def test_metric_refuses_arguments_and_shapes(data):
@@ -134,3 +160,11 @@ def test_metric_refuses_arguments_and_shapes(data):
         InterClassDistance(5, 6.5)
     with pytest.raises(ValueError, match=r"features of shape \(batch, 7\)"):
         IntraClassDistance(5, 7).update_state(data[1], ops.convert_to_tensor(data[0]))
+
+
+@pytest.mark.parametrize("labels", [np.zeros(1), np.zeros((200, 3)), np.zeros(3)])
+def test_metric_refuses_labels_of_another_batch(data, labels):
+    with pytest.raises(ValueError, match="one label for each feature, shape"):
+        IntraClassDistance(5, 6).update_state(labels, data[0])
+    with pytest.raises(ValueError, match=r"with 1 features\. Pass labels and features"):
+        IntraClassDistance(5, 6).update_state([0, 1, 2], data[0][:1])

@@ -1,8 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from reference import cosines_of_pairs, coulomb_energy
+from tensors import only_once
 
-from keras_pedcc import centroid_report
+from keras_pedcc import centroid_report, report
 from keras_pedcc.report import largest_cosine_bound
 
 
@@ -27,6 +30,31 @@ def test_report_works_by_blocks(rng):
     report = centroid_report(points)
     assert report["largest_cosine"] == pytest.approx(cosines_of_pairs(points).max())
     assert report["coulomb_energy"] == pytest.approx(coulomb_energy(points))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 29, 30])
+def test_report_is_the_same_by_blocks_of_any_size(rng, monkeypatch, size):
+    points = rng.standard_normal((30, 5))
+    expected = centroid_report(points)
+    monkeypatch.setattr(report, "BLOCK_ROWS", size)
+    found = centroid_report(points)
+    assert found == pytest.approx(expected, rel=1e-13)
+
+
+def test_report_of_two_equal_centroids_has_infinite_energy():
+    found = centroid_report([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    assert found["coulomb_energy"] == np.inf
+
+
+@only_once
+def test_report_holds_little_beside_the_centroids(rng):
+    # All cosines at once would take 200 MiB; a block of rows with all others took 120.
+    points = rng.standard_normal((5000, 16))
+    tracemalloc.start()
+    centroid_report(points)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20
 
 
 @pytest.mark.parametrize(

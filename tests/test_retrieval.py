@@ -88,6 +88,14 @@ def test_report_does_not_depend_on_order_or_length(rng):
     assert_same(second, first)
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_report_does_not_depend_on_the_length_of_features(rng, length):
+    features = rng.standard_normal((40, 4)).astype("float32")
+    labels = rng.integers(0, 6, 40)
+    found = retrieval_report(features * np.float32(length), labels)
+    assert_same(found, retrieval_report(features, labels))
+
+
 def test_map_to_one_point_finds_nothing():
     report = retrieval_report(np.ones((12, 4)), np.arange(12) % 2, k=(1, 5))
     assert report["recall_at_1"] == report["recall_at_5"] == report["map_at_r"] == 0
@@ -124,6 +132,10 @@ def test_report_refuses_arguments(rng):
         retrieval_report(features, labels[:5])
     with pytest.raises(ValueError, match=r"labels.shape=\(6, 3\).*not one-hot"):
         retrieval_report(features, np.eye(3)[labels])
+    with pytest.raises(ValueError, match=r"labels.shape=\(2, 3\).*not one-hot"):
+        retrieval_report(features, labels.reshape(2, 3))
+    with pytest.raises(ValueError, match=r"Received: 1 that are NaN, .*labels\[2\]"):
+        retrieval_report(features, np.where(np.arange(6) == 2, np.nan, labels))
     with pytest.raises(ValueError, match="6 queries without one"):
         retrieval_report(features, np.arange(6))
     with pytest.raises(ValueError, match=r"`features` must be finite.*features\[1\]"):

@@ -3,6 +3,7 @@ import os
 import pathlib
 import time
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -183,6 +184,21 @@ def test_scores_of_pairs_are_those_of_their_rows(rng):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+def test_scores_do_not_depend_on_the_length_of_features(rng):
+    features = rng.standard_normal((6, 5))
+    expected = pair_scores(features[:3], features[3:])
+    for length in (1e-200, 1e200):
+        scores = pair_scores(length * features[:3], length * features[3:])
+        np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+def test_report_takes_tensors_that_have_gradients():
+    scores, same = cases()["float32"]
+    expected = verification_report(scores, same)
+    given = keras.Variable(scores), ops.convert_to_tensor(same)
+    assert verification_report(*given) == expected
+
+
 def test_blocks_change_nothing(rng):
     features = rng.standard_normal((3, 2**20))
     pairs = np.array([[0, 1], [1, 2], [2, 0], [0, 0], [2, 1]])
@@ -231,6 +247,10 @@ def test_scores_refuse_shapes(rng):
         pair_scores(features[0], pairs=[[0, 1]])
     with pytest.raises(ValueError, match=r"`features` must .*\.shape=\(0, 3\)"):
         pair_scores(features[:0], features[:0])
+    with pytest.raises(ValueError, match=r"of real numbers.*made of a dict\. Pass one"):
+        pair_scores({"features": features}, pairs=[[0, 1]])
+    with pytest.raises(ValueError, match=r"dtype=<U1, made of a list\. Pass one"):
+        pair_scores([["a", "b"]], pairs=[[0, 0]])
     with pytest.raises(ValueError, match=r"the same shape.*others.shape=\(3, 3\)"):
         pair_scores(features, features[:3])
     with pytest.raises(ValueError, match="exactly one of `others` and `pairs`"):

@@ -3,7 +3,6 @@
 import contextlib
 
 import keras
-import numpy as np
 
 from image_experiment.data import BadInputError
 
@@ -56,14 +55,6 @@ def even_parts(args):
     none of the last batch fails in TensorFlow's batch normalisation.
     """
     return len(_mirrored_devices()) if args.strategy == "mirrored" else parts_of_batch()
-
-
-def predict_all(model, images, args):
-    """`model.predict` for any number of images, whatever the devices."""
-    batch_size, more = args.batch_size, -len(images) % even_parts(args)
-    filled = np.concatenate([images, images[:1].repeat(more, axis=0)])
-    outputs = model.predict(filled, batch_size, verbose=0)
-    return keras.tree.map_structure(lambda values: values[: len(images)], outputs)
 
 
 def _mirrored():

@@ -8,10 +8,11 @@ import numpy as np
 import keras_pedcc
 from image_experiment import data, figures
 from image_experiment.batches import soft_labels
-from image_experiment.devices import even_parts, predict_all
+from image_experiment.devices import even_parts
 from image_experiment.losses import has_soft_labels
 from image_experiment.networks import pixel_statistics, scaled, vgg
 from image_experiment.reporting import unit_rows
+from keras_pedcc.prediction import predict_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Experiment:
         return (images.x_test[:number], labels[:number]), []
 
     def predict(self, args, images, model):
-        return predict_all(model, images.x_test, args)
+        return predict_all(model, images.x_test, batch_size=args.batch_size)
 
     def score(self, args, images, predicted):
         """The numbers of `result.json` that say how good the model is."""
