@@ -28,8 +28,8 @@ import numpy as np
 from keras import ops
 from turns import alternate
 
-from keras_pedcc import constructions
-from keras_pedcc.kerdock import KerdockCentroids
+from keras_pedcc.centroids import closed_forms as constructions
+from keras_pedcc.scores.kerdock import KerdockCentroids
 
 SCALE = 30.0
 LARGEST_MATRIX = 2**31 + 1  # bytes

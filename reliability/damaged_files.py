@@ -29,7 +29,7 @@ import numpy as np
 from recording import Record
 
 import keras_pedcc
-from keras_pedcc import storage
+from keras_pedcc.centroids import files as storage
 
 SECONDS, MEGABYTES = 60, 500  # limits of one load
 MARK = "RESULT "

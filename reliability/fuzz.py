@@ -20,7 +20,7 @@ from keras import ops
 from recording import Record
 
 from keras_pedcc import CosineDense, losses
-from keras_pedcc.vectors import cosines, unit_vectors
+from keras_pedcc.common.vectors import cosines, unit_vectors
 
 from tensors import gradient_of, numpy_of  # isort: skip  # of the tests
 

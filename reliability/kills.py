@@ -30,7 +30,7 @@ EPOCHS, UNFREEZE = 6, 3
 MOMENTS = ("any", "writing", "unfreezing")
 WRITER = """
 import itertools, numpy as np, keras_pedcc
-from keras_pedcc import storage
+from keras_pedcc.centroids import files as storage
 storage.WORTH_KEEPING = 0.0
 for i in itertools.count():
     rows = np.random.default_rng(i).standard_normal((2000, 128), "float32")

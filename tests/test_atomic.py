@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from keras_pedcc import atomic
+from keras_pedcc.common import atomic
 
 
 def test_file_has_what_was_written(tmp_path):

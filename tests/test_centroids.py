@@ -11,8 +11,10 @@ from reference import cosines_of_pairs, coulomb_energy
 from tensors import assert_allclose, only_once, slope_of
 
 import keras_pedcc
-from keras_pedcc import centroid_report, constructions, generate_pedcc, relaxation
-from keras_pedcc import centroids as centroids_module
+from keras_pedcc import centroid_report, generate_pedcc
+from keras_pedcc.centroids import closed_forms as constructions
+from keras_pedcc.centroids import descent as relaxation
+from keras_pedcc.centroids import generate as centroids_module
 
 # Least known Coulomb energies of n points on the sphere (Thomson problem).
 THOMSON = {5: 6.474691495, 12: 49.165253058, 32: 412.261274651, 50: 1055.182314726}

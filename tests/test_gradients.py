@@ -8,7 +8,7 @@ from tensors import assert_allclose, gradient_of, numpy_of
 
 import keras_pedcc
 from keras_pedcc import CosineDense, KerdockDense, PEDCCDense, losses
-from keras_pedcc.gradients import with_gradient
+from keras_pedcc.common.gradients import with_gradient
 
 CLASSES, DIM, LABELS = 40, 8, np.array([0, 20, 5, 39])
 NO_ANNEALING = {"annealing_base": 0, "annealing_least": 0}

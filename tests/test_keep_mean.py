@@ -7,7 +7,7 @@ from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
 from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
-from keras_pedcc.vectors import with_fixed_mean
+from keras_pedcc.common.vectors import with_fixed_mean
 
 CLASSES, DIM = 7, 10
 STREAMING = {"streaming": True, "block_size": 3}

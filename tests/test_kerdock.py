@@ -9,7 +9,7 @@ from tensors import assert_allclose, gradient_of, numpy_of, slope_of
 
 import keras_pedcc
 from keras_pedcc import KerdockDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
-from keras_pedcc.kerdock import KerdockLogits
+from keras_pedcc.scores.kerdock import KerdockLogits
 
 BATCH = 12
 # Even m, cut within a pair; odd m with dimensions to spare; whole bases; two sets.

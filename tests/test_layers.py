@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
-import keras_pedcc.checks
-import keras_pedcc.pedcc_dense
+import keras_pedcc.common.checks
+import keras_pedcc.layers.pedcc_dense
 from keras_pedcc import CosineDense, PEDCCDense, generate_pedcc
-from keras_pedcc.vectors import unit_vectors
+from keras_pedcc.common.vectors import unit_vectors
 
 
 def numpy_of(tensor):

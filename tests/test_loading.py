@@ -22,8 +22,8 @@ from keras_pedcc import (
     generate_pedcc,
     load_centroids,
     load_model,
-    storage,
 )
+from keras_pedcc.centroids import files as storage
 
 LOADERS = {"package": load_model, "keras": keras.saving.load_model}
 

@@ -16,7 +16,7 @@ from keras_pedcc import (
     PEDCCModel,
     pedcc_loss,
 )
-from keras_pedcc.functional import functional_kind
+from keras_pedcc.training.functional import functional_kind
 
 BACKEND = keras.backend.backend()
 

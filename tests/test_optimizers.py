@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_pedcc import FinetuneOptimizer, PEDCCDense
-from keras_pedcc.centroid_variables import is_centroids, mark_centroids
+from keras_pedcc.layers.centroid_variables import is_centroids, mark_centroids
 
 BACKEND = keras.backend.backend()
 SGD = keras.optimizers.SGD

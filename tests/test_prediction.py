@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_pedcc import embed, prediction
-from keras_pedcc.prediction import predict_all
+from keras_pedcc import embed
+from keras_pedcc.evaluation import prediction
+from keras_pedcc.evaluation.prediction import predict_all
 
 ROWS = 20
 on_tensorflow = pytest.mark.skipif(

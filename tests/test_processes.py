@@ -55,7 +55,7 @@ import sys
 import numpy as np
 import keras
 import keras_pedcc
-from keras_pedcc import pedcc_dense
+from keras_pedcc.layers import pedcc_dense
 
 def refuse(*args, **kwargs):
     raise AssertionError("the centroids were generated again")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensors import only_once
 
-from keras_pedcc import storage
+from keras_pedcc.centroids import files as storage
 from reliability import damaged_files
 
 

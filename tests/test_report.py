@@ -5,8 +5,9 @@ import pytest
 from reference import cosines_of_pairs, coulomb_energy
 from tensors import only_once
 
-from keras_pedcc import centroid_report, report
-from keras_pedcc.report import largest_cosine_bound
+from keras_pedcc import centroid_report
+from keras_pedcc.centroids import quality as report
+from keras_pedcc.centroids.quality import largest_cosine_bound
 
 
 def test_report_agrees_with_brute_force(rng):

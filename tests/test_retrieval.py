@@ -5,7 +5,8 @@ import pytest
 from keras import ops
 from tensors import only_once
 
-from keras_pedcc import retrieval, retrieval_report
+from keras_pedcc import retrieval_report
+from keras_pedcc.evaluation import retrieval
 
 
 def slow_report(queries, labels, items, item_labels, ranks, without_self):

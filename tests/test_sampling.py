@@ -10,8 +10,9 @@ from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
 
 import keras_pedcc
-from keras_pedcc import CosineDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses, sampling
-from keras_pedcc.sampling import SampledLogits
+from keras_pedcc import CosineDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.scores import sampled as sampling
+from keras_pedcc.scores.sampled import SampledLogits
 
 BATCH, CLASSES, DIM = 12, 37, 6
 BACKEND = keras.backend.backend()

@@ -9,7 +9,8 @@ import pytest
 from tensors import only_once
 
 import keras_pedcc
-from keras_pedcc import generate_pedcc, load_centroids, save_centroids, storage
+from keras_pedcc import generate_pedcc, load_centroids, save_centroids
+from keras_pedcc.centroids import files as storage
 
 
 def numpy_of(tensor):

@@ -19,7 +19,7 @@ rank = int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"])
 keras.distribution.initialize()
 
 import keras_pedcc  # noqa: E402
-from keras_pedcc.storage import to_numpy  # noqa: E402
+from keras_pedcc.centroids.files import to_numpy  # noqa: E402
 
 CLASSES, BATCH = 40, 16
 

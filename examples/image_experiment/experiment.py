@@ -12,7 +12,7 @@ from image_experiment.devices import even_parts
 from image_experiment.losses import has_soft_labels
 from image_experiment.networks import pixel_statistics, scaled, vgg
 from image_experiment.reporting import unit_rows
-from keras_pedcc.prediction import predict_all
+from keras_pedcc.evaluation.prediction import predict_all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import keras_pedcc
 from image_experiment.data import BadInputError
 from image_experiment.settings import flags_of, of_the_run
-from keras_pedcc.atomic import write_file
+from keras_pedcc.common.atomic import write_file
 
 SPEEDS = ("train_seconds", "images_per_second")
 

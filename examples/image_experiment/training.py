@@ -19,7 +19,7 @@ from image_experiment.losses import (
     make_optimizer,
     may_fine_tune,
 )
-from keras_pedcc.atomic import write_file
+from keras_pedcc.common.atomic import write_file
 
 BRANCH = "branch.npz"
 BEGUN = "settings.json.unfinished"

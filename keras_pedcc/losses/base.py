@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_pedcc.labels import logits_of
+from keras_pedcc.losses.targets import logits_of
 from keras_pedcc.losses.arguments import (
     carried_share,
     check_dtype,

@@ -6,11 +6,11 @@ import numbers
 import numpy as np
 from keras import ops
 
-from keras_pedcc.gradients import with_gradient
-from keras_pedcc.labels import nan_unless
+from keras_pedcc.common.gradients import with_gradient
+from keras_pedcc.losses.targets import nan_unless
 from keras_pedcc.losses.arguments import margin_of
-from keras_pedcc.streaming import StreamedLogits
-from keras_pedcc.vectors import filled
+from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.common.vectors import filled
 
 
 def margin_entropy(logits, target, valid, lower, scale=1.0):

@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_pedcc.gradients import with_gradient
-from keras_pedcc.labels import prepare
+from keras_pedcc.common.gradients import with_gradient
+from keras_pedcc.losses.targets import prepare
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
     check_margin,

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.labels import prepare
+from keras_pedcc.losses.targets import prepare
 from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
 from keras_pedcc.losses.entropy import margin_entropy
 

@@ -5,7 +5,7 @@ import warnings
 
 from keras import ops
 
-from keras_pedcc.checks import check_whole
+from keras_pedcc.common.checks import check_whole
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
     check_margin,

@@ -57,7 +57,7 @@ def work(folder, kind):
     import numpy as np
 
     import keras_pedcc
-    from keras_pedcc.storage import to_numpy
+    from keras_pedcc.centroids.files import to_numpy
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_pedcc.checks import check_whole
+from keras_pedcc.common.checks import check_whole
 
 
 def class_parallel(replicas=None, *, devices=None):

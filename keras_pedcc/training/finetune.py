@@ -6,11 +6,11 @@ import warnings
 import keras
 from keras import ops
 
-from keras_pedcc.checks import check_whole
-from keras_pedcc.internals import set_optimizer
-from keras_pedcc.optimizers import FinetuneOptimizer, check_inner, strategy_scope
-from keras_pedcc.pedcc_dense import PEDCCDense
-from keras_pedcc.sublayers import layers_of
+from keras_pedcc.common.checks import check_whole
+from keras_pedcc.common.internals import set_optimizer
+from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner, strategy_scope
+from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.training.sublayers import layers_of
 
 
 class FinetuneCallback(keras.callbacks.Callback):

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 
-from keras_pedcc.checks import check_whole, rows_without_direction
-from keras_pedcc.cosine_dense import CosineDense
-from keras_pedcc.heads import CenterDense
-from keras_pedcc.optimizers import strategy_scope
-from keras_pedcc.prediction import map_arrays, number_of_rows, predict_all, to_numpy
-from keras_pedcc.verification import (
+from keras_pedcc.common.checks import check_whole, rows_without_direction
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.center_dense import CenterDense
+from keras_pedcc.training.finetune_optimizer import strategy_scope
+from keras_pedcc.evaluation.prediction import map_arrays, number_of_rows, predict_all, to_numpy
+from keras_pedcc.evaluation.verification import (
     check_folds,
     check_pairs,
     check_same,

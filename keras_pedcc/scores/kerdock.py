@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.constructions import hadamard
-from keras_pedcc.streaming import StreamedLogits, not_below, rows_from
-from keras_pedcc.vectors import filled, one_hot
+from keras_pedcc.centroids.closed_forms import hadamard
+from keras_pedcc.scores.blockwise import StreamedLogits, not_below, rows_from
+from keras_pedcc.common.vectors import filled, one_hot
 
 
 class KerdockCentroids:

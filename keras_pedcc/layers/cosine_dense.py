@@ -3,13 +3,13 @@
 import keras
 from keras import ops
 
-from keras_pedcc.checks import check_dim, check_whole
-from keras_pedcc.gradients import full_precision
-from keras_pedcc.margin_share import MarginShare
-from keras_pedcc.sampling import SampledLogits, check_sampling, number_of_samples
-from keras_pedcc.sharding import check_divisible, check_layout, class_layout
-from keras_pedcc.streaming import BLOCK_SIZE, StreamedLogits
-from keras_pedcc.vectors import cosines, lengths, unit_vectors
+from keras_pedcc.common.checks import check_dim, check_whole
+from keras_pedcc.common.gradients import full_precision
+from keras_pedcc.layers.margin_share import MarginShare
+from keras_pedcc.scores.sampled import SampledLogits, check_sampling, number_of_samples
+from keras_pedcc.scores.sharding import check_divisible, check_layout, class_layout
+from keras_pedcc.scores.blockwise import BLOCK_SIZE, StreamedLogits
+from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

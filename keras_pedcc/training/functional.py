@@ -23,7 +23,7 @@ def functional_kind(cls):
 
     Example:
 
-    >>> from keras_pedcc.functional import functional_kind
+    >>> from keras_pedcc.training.functional import functional_kind
     >>> functional_kind(keras_pedcc.PEDCCModel).__name__
     'PEDCCModel'
     """

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_whole
-from keras_pedcc.gradients import full_precision, with_gradient
-from keras_pedcc.sharding import class_layout
-from keras_pedcc.vectors import filled, inverse_lengths, unit_vectors
+from keras_pedcc.common.checks import check_whole
+from keras_pedcc.common.gradients import full_precision, with_gradient
+from keras_pedcc.scores.sharding import class_layout
+from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
 # From so many classes on a head streams by itself. With fewer, all cosines at once are

@@ -3,11 +3,11 @@
 import keras
 from keras import ops
 
-from keras_pedcc.centroid_variables import mark_centroids
-from keras_pedcc.checks import check_dim, check_whole
-from keras_pedcc.cosine_dense import CosineDense, use_full_precision
-from keras_pedcc.gradients import full_precision
-from keras_pedcc.vectors import lengths, unit_vectors
+from keras_pedcc.layers.centroid_variables import mark_centroids
+from keras_pedcc.common.checks import check_dim, check_whole
+from keras_pedcc.layers.cosine_dense import CosineDense, use_full_precision
+from keras_pedcc.common.gradients import full_precision
+from keras_pedcc.common.vectors import lengths, unit_vectors
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.streaming import StreamedLogits
-from keras_pedcc.vectors import filled
+from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.common.vectors import filled
 
 
 def prepare(y_true, y_pred):

@@ -10,9 +10,9 @@ import warnings
 import numpy as np
 from keras import ops
 
-from keras_pedcc.atomic import write_file
-from keras_pedcc.checks import check_centroids
-from keras_pedcc.processes import whole
+from keras_pedcc.common.atomic import write_file
+from keras_pedcc.common.checks import check_centroids
+from keras_pedcc.common.processes import whole
 
 # Of the cache: raised when the same arguments come to give other centroids.
 VERSION = 1

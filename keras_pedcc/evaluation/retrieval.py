@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_pedcc.checks import check_classes, check_features, check_whole
+from keras_pedcc.common.checks import check_classes, check_features, check_whole
 
 BLOCK = 2**27  # bytes of cosines that are computed at a time
 

@@ -7,8 +7,8 @@ import warnings
 import keras
 from keras import ops
 
-from keras_pedcc.centroid_variables import is_centroids
-from keras_pedcc.internals import RefusesSwapping
+from keras_pedcc.layers.centroid_variables import is_centroids
+from keras_pedcc.common.internals import RefusesSwapping
 
 
 def _of_backbone(name):

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_whole
-from keras_pedcc.optimizers import strategy_scope
-from keras_pedcc.replicas import number_of_replicas
+from keras_pedcc.common.checks import check_whole
+from keras_pedcc.training.finetune_optimizer import strategy_scope
+from keras_pedcc.common.replicas import number_of_replicas
 
 
 def predict_all(model, images, *, batch_size=32):

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_features, check_whole
+from keras_pedcc.common.checks import check_features, check_whole
 
 
 def pair_scores(features, others=None, *, pairs=None):

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.centroid_variables import mark_centroids
-from keras_pedcc.centroids import DTYPES, METHODS, generate_pedcc
-from keras_pedcc.checks import check_dim, check_whole, unit_centroids
-from keras_pedcc.cosine_dense import CosineDense
-from keras_pedcc.internals import let_tapes_watch
-from keras_pedcc.streaming import BLOCK_SIZE, STREAMING_FROM
-from keras_pedcc.vectors import cosines, frozen_cosines, with_fixed_mean
+from keras_pedcc.layers.centroid_variables import mark_centroids
+from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.common.internals import let_tapes_watch
+from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
+from keras_pedcc.common.vectors import cosines, frozen_cosines, with_fixed_mean
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

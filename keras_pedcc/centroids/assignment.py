@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_whole, unit_centroids
+from keras_pedcc.common.checks import check_whole, unit_centroids
 
 GOALS = ("apart", "together")
 

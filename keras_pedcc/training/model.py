@@ -6,15 +6,15 @@ import warnings
 
 import keras
 
-from keras_pedcc.callbacks import rebuild_functions
-from keras_pedcc.compiled_loss import ComputedLoss, check_one_loss, resolve_loss
-from keras_pedcc.cosine_dense import CosineDense
-from keras_pedcc.functional import functional_kind, takes_graph
-from keras_pedcc.heads import CenterDense
-from keras_pedcc.label_checks import check_own_labels, checked
+from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.training.compiled_loss import ComputedLoss, check_one_loss, resolve_loss
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.training.functional import functional_kind, takes_graph
+from keras_pedcc.layers.center_dense import CenterDense
+from keras_pedcc.training.label_checks import check_own_labels, checked
 from keras_pedcc.losses.arguments import margin_share
-from keras_pedcc.margin_share import MarginShare
-from keras_pedcc.streamed_training import (
+from keras_pedcc.layers.margin_share import MarginShare
+from keras_pedcc.training.blockwise_loss import (
     Hits,
     StreamedLoss,
     check_streamed_loss,
@@ -22,7 +22,7 @@ from keras_pedcc.streamed_training import (
     refuse_weighted,
     split_metrics,
 )
-from keras_pedcc.sublayers import layers_of
+from keras_pedcc.training.sublayers import layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

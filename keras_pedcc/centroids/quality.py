@@ -5,7 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_pedcc.checks import check_centroids, unit_rows
+from keras_pedcc.common.checks import check_centroids, unit_rows
 
 BLOCK_ROWS = 1024  # on each side: 8 MiB of cosines in float64 at a time
 

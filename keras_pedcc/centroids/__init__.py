@@ -1,0 +1,1 @@
+"""Class centroids: how they are made, measured, assigned and kept."""

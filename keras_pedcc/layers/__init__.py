@@ -1,0 +1,1 @@
+"""Heads: features in, features and scores out."""

@@ -1,0 +1,1 @@
+"""What a loss needs of the cosines, however they are taken."""
