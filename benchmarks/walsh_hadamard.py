@@ -29,7 +29,7 @@ from keras import ops
 from turns import alternate
 
 from keras_pedcc.centroids import closed_forms as constructions
-from keras_pedcc.scores.kerdock import KerdockCentroids
+from keras_pedcc.centroids.kerdock import KerdockCentroids
 
 SCALE = 30.0
 LARGEST_MATRIX = 2**31 + 1  # bytes

@@ -1,14 +1,27 @@
 """Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
 
 from keras_pedcc.centroids.assignment import assign_classes
-from keras_pedcc.training.backup import AtomicBackup
-from keras_pedcc.training.finetune import FinetuneCallback
+from keras_pedcc.centroids.files import load_centroids, save_centroids
 from keras_pedcc.centroids.generate import generate_pedcc
-from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.centroids.quality import centroid_report
+from keras_pedcc.evaluation.class_distance import (
+    InterClassDistance,
+    IntraClassDistance,
+    inter_class_distance,
+    intra_class_distance,
+)
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
-from keras_pedcc.layers.center_dense import CenterDense, ProductDense
+from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.evaluation.verification import (
+    pair_scores,
+    roc_curve,
+    verification_report,
+)
+from keras_pedcc.layers.center_dense import CenterDense
+from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.kerdock_dense import KerdockDense
-from keras_pedcc.training.loading import load_model
+from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.layers.product_dense import ProductDense
 from keras_pedcc.losses import (
     AMSoftmaxLoss,
     ArcFaceLoss,
@@ -19,21 +32,13 @@ from keras_pedcc.losses import (
     PEDCCLoss,
     pedcc_loss,
 )
-from keras_pedcc.evaluation.class_distance import (
-    InterClassDistance,
-    IntraClassDistance,
-    inter_class_distance,
-    intra_class_distance,
-)
-from keras_pedcc.training.model import PEDCCModel
-from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
-from keras_pedcc.layers.pedcc_dense import PEDCCDense
-from keras_pedcc.centroids.quality import centroid_report
-from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_parallel
-from keras_pedcc.centroids.files import load_centroids, save_centroids
-from keras_pedcc.scores.blockwise import nearest_classes
-from keras_pedcc.evaluation.verification import pair_scores, roc_curve, verification_report
+from keras_pedcc.training.backup import AtomicBackup
+from keras_pedcc.training.finetune import FinetuneCallback
+from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
+from keras_pedcc.training.loading import load_model
+from keras_pedcc.training.model import PEDCCModel
 from keras_pedcc.training.warmup import MarginWarmup
 
 __version__ = "0.1.0"

@@ -8,10 +8,10 @@ from fuzz_cases import COSINE, Arrays, labels_of
 from keras import ops
 
 from keras_pedcc import KerdockDense
+from keras_pedcc.common.vectors import cosines
+from keras_pedcc.scores.blockwise import StreamedLogits
 from keras_pedcc.scores.kerdock import KerdockLogits
 from keras_pedcc.scores.sampled import SampledLogits, drawn_classes
-from keras_pedcc.scores.blockwise import StreamedLogits
-from keras_pedcc.common.vectors import cosines
 
 from tensors import gradient_of, numpy_of  # isort: skip  # of the tests
 

@@ -13,8 +13,9 @@ import keras_pedcc
 from benchmarks import class_parallel
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
 from keras_pedcc.evaluation.prediction import predict_all
+from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_layout
-from keras_pedcc.scores.blockwise import StreamedLogits, nearest_classes
 
 BATCH, CLASSES, DIM, INPUTS = 16, 120, 6, 5
 LOSSES = {

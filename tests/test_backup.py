@@ -11,7 +11,7 @@ from test_callbacks import BACKEND, assert_same, fit, make_model, numpy_of
 from test_sharding import FOLDER, on_jax, together
 
 from keras_pedcc import AtomicBackup, FinetuneCallback, PEDCCDense, PEDCCLoss
-from keras_pedcc.training.finetune_optimizer import strategy_scope
+from keras_pedcc.common.replicas import strategy_scope
 
 
 class Stop(keras.callbacks.Callback):

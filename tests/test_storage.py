@@ -103,7 +103,7 @@ def test_what_is_no_centroids_is_refused(tmp_path):
 def test_descents_are_made_once(kept, monkeypatch):
     made = numpy_of(generate_pedcc(30, 8))
     assert len(list(kept.iterdir())) == 1
-    monkeypatch.setattr("keras_pedcc.centroids.maximize_angle", None)
+    monkeypatch.setattr("keras_pedcc.centroids.generate.maximize_angle", None)
     np.testing.assert_array_equal(numpy_of(generate_pedcc(30, 8)), made)
     with pytest.raises(TypeError, match="not callable"):
         generate_pedcc(30, 8, cache=False)

@@ -9,8 +9,9 @@ from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
 
 import keras_pedcc
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.training.model import _check_number
-from keras_pedcc.scores.blockwise import StreamedLogits, nearest_classes
 
 BATCH, CLASSES, DIM = 16, 37, 6
 BACKEND = keras.backend.backend()

@@ -10,10 +10,10 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids import closed_forms as constructions
-from keras_pedcc.common.checks import check_positive, check_whole
 from keras_pedcc.centroids.descent import BLOCK_ELEMENTS, maximize_angle, relax_charges
-from keras_pedcc.centroids.quality import largest_cosine_bound
 from keras_pedcc.centroids.files import cached
+from keras_pedcc.centroids.quality import largest_cosine_bound
+from keras_pedcc.common.checks import check_positive, check_whole
 
 METHODS = (
     "auto",

@@ -142,3 +142,16 @@ def check_dim(input_shape):
             "before the head."
         )
     return dim
+
+
+def narrow_labels(y_true):
+    """Brings NumPy integers into int32, what is out of range staying no class.
+
+    JAX would take the lower 32 bits of a longer integer.
+    """
+    if not isinstance(y_true, np.ndarray | list | tuple):
+        return y_true
+    labels = np.asarray(y_true)
+    if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
+        return np.clip(labels, -1, 2**31 - 1).astype("int32")
+    return labels

@@ -1,5 +1,7 @@
 """What replicas of `tf.distribute` have in common; one of them on other backends."""
 
+import contextlib
+
 import keras
 
 
@@ -21,3 +23,9 @@ def sum_over_replicas(values):
         if context is not None and context.num_replicas_in_sync > 1:
             return context.all_reduce("SUM", values)
     return values
+
+
+def strategy_scope(model):
+    """The scope that a model was made in, in which its variables must be made."""
+    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow only
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.common.checks import check_classes, check_whole
-from keras_pedcc.losses.targets import narrow_labels
+from keras_pedcc.common.checks import check_classes, check_whole, narrow_labels
 
 
 def intra_class_distance(features, labels):

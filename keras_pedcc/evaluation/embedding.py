@@ -4,10 +4,13 @@ import keras
 import numpy as np
 
 from keras_pedcc.common.checks import check_whole, rows_without_direction
-from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.layers.center_dense import CenterDense
-from keras_pedcc.training.finetune_optimizer import strategy_scope
-from keras_pedcc.evaluation.prediction import map_arrays, number_of_rows, predict_all, to_numpy
+from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.evaluation.prediction import (
+    map_arrays,
+    number_of_rows,
+    predict_all,
+    to_numpy,
+)
 from keras_pedcc.evaluation.verification import (
     check_folds,
     check_pairs,
@@ -15,6 +18,8 @@ from keras_pedcc.evaluation.verification import (
     pair_scores,
     verification_report,
 )
+from keras_pedcc.layers.center_dense import CenterDense
+from keras_pedcc.layers.cosine_dense import CosineDense
 
 KEYS = ("accuracy", "auc", "eer")  # of a verification report that go into the logs
 

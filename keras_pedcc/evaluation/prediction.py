@@ -9,8 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.common.checks import check_whole
-from keras_pedcc.training.finetune_optimizer import strategy_scope
-from keras_pedcc.common.replicas import number_of_replicas
+from keras_pedcc.common.replicas import number_of_replicas, strategy_scope
 
 
 def predict_all(model, images, *, batch_size=32):

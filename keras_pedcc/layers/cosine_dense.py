@@ -5,11 +5,11 @@ from keras import ops
 
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
+from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
+from keras_pedcc.scores.blockwise import BLOCK_SIZE, StreamedLogits
 from keras_pedcc.scores.sampled import SampledLogits, check_sampling, number_of_samples
 from keras_pedcc.scores.sharding import check_divisible, check_layout, class_layout
-from keras_pedcc.scores.blockwise import BLOCK_SIZE, StreamedLogits
-from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -41,7 +41,7 @@ class CosineDense(keras.layers.Layer):
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams
-            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            (`None` as `streaming` is True then); see `SampledLogits`. The loss
             of training is lower in the mean than the exact one, and the accuracy of
             training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its

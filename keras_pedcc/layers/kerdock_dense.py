@@ -4,11 +4,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.centroids.closed_forms import (
+    kerdock_dim,
+    kerdock_signs,
+    union_capacity,
+)
+from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common.checks import check_dim, check_whole
-from keras_pedcc.centroids.closed_forms import kerdock_dim, kerdock_signs, union_capacity
 from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.scores.kerdock import KerdockCentroids, KerdockLogits
 from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
+from keras_pedcc.scores.kerdock import KerdockLogits
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

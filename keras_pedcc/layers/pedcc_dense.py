@@ -4,13 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
-from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.common.internals import let_tapes_watch
-from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
 from keras_pedcc.common.vectors import cosines, frozen_cosines, with_fixed_mean
+from keras_pedcc.layers.centroid_variables import mark_centroids
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -54,7 +54,7 @@ class PEDCCDense(CosineDense):
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams
-            (`None` as `streaming` is True then); see `sampling.SampledLogits`. The loss
+            (`None` as `streaming` is True then); see `SampledLogits`. The loss
             of training is lower in the mean than the exact one, and the accuracy of
             training is that among these classes. Evaluation takes all classes.
         centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
@@ -62,7 +62,7 @@ class PEDCCDense(CosineDense):
             rate is lost in the rounding of a short one.
         keep_mean: bool. Whether the mean of the centroids stays where it is while they
             are trained: the mean over the classes is taken from their gradients, see
-            `vectors.with_fixed_mean`. Else eq. 9, the second part of `PEDCCLoss`, can
+            `with_fixed_mean`. Else eq. 9, the second part of `PEDCCLoss`, can
             pull all centroids and features into one direction before anything is
             learned. With it this was not seen where classes are about equally
             frequent; frequent ones still gather where others are rare. It acts in

@@ -1,13 +1,9 @@
 """Losses: PEDCC-Loss and the losses that it is compared with."""
 
+from keras_pedcc.losses.am_softmax import AMSoftmaxLoss, am_softmax_loss
+from keras_pedcc.losses.arcface import ArcFaceLoss, arcface_loss
 from keras_pedcc.losses.center import CenterLoss, center_loss
 from keras_pedcc.losses.hinge import HingeLoss, hinge_loss
-from keras_pedcc.losses.margin import (
-    AMSoftmaxLoss,
-    ArcFaceLoss,
-    am_softmax_loss,
-    arcface_loss,
-)
 from keras_pedcc.losses.multiple_angle import (
     ASoftmaxLoss,
     LSoftmaxLoss,

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_pedcc.losses.targets import logits_of
 from keras_pedcc.losses.arguments import (
     carried_share,
     check_dtype,
@@ -11,6 +10,7 @@ from keras_pedcc.losses.arguments import (
     plain_margin,
 )
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
+from keras_pedcc.losses.targets import logits_of
 
 
 class MarginLoss(keras.losses.Loss):

@@ -4,11 +4,11 @@ import keras
 from keras import ops
 
 from keras_pedcc.common.gradients import full_precision
-from keras_pedcc.losses.targets import prepare
-from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
-from keras_pedcc.losses.entropy import margin_entropy
 from keras_pedcc.common.replicas import number_of_replicas, sum_over_replicas
 from keras_pedcc.common.vectors import filled
+from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
+from keras_pedcc.losses.entropy import margin_entropy
+from keras_pedcc.losses.targets import prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

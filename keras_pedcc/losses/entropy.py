@@ -7,10 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.common.gradients import with_gradient
-from keras_pedcc.losses.targets import nan_unless
-from keras_pedcc.losses.arguments import margin_of
-from keras_pedcc.scores.blockwise import StreamedLogits
 from keras_pedcc.common.vectors import filled
+from keras_pedcc.losses.arguments import margin_of
+from keras_pedcc.losses.targets import nan_unless
+from keras_pedcc.scores.blockwise import StreamedLogits
 
 
 def margin_entropy(logits, target, valid, lower, scale=1.0):

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_pedcc.losses.targets import logits_of, nan_unless, prepare
-from keras_pedcc.losses.arguments import check_dtype, check_range
 from keras_pedcc.common.vectors import one_hot
+from keras_pedcc.losses.arguments import check_dtype, check_range
+from keras_pedcc.losses.targets import logits_of, nan_unless, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.losses.targets import prepare
 from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
 from keras_pedcc.losses.entropy import margin_entropy
+from keras_pedcc.losses.targets import prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

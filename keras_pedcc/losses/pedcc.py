@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_pedcc.losses.targets import logits_of, prepare
+from keras_pedcc.common.replicas import sum_over_replicas
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
     check_range,
@@ -13,7 +13,7 @@ from keras_pedcc.losses.arguments import (
 )
 from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.entropy import additive_entropy, distance
-from keras_pedcc.common.replicas import sum_over_replicas
+from keras_pedcc.losses.targets import logits_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

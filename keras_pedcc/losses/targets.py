@@ -4,8 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.common.checks import narrow_labels
 from keras_pedcc.common.vectors import filled
+from keras_pedcc.scores.blockwise import StreamedLogits
 
 
 def prepare(y_true, y_pred):
@@ -47,19 +48,6 @@ def _refuse_soft_labels(logits):
             f"Received: y_true.shape={logits.shape}, one-hot or soft labels. Pass "
             "`y_true.argmax(axis=1)`, or make the head with streaming=False."
         )
-
-
-def narrow_labels(y_true):
-    """Brings NumPy integers into int32, what is out of range staying no class.
-
-    JAX would take the lower 32 bits of a longer integer.
-    """
-    if not isinstance(y_true, np.ndarray | list | tuple):
-        return y_true
-    labels = np.asarray(y_true)
-    if labels.dtype.kind in "iu" and labels.dtype.itemsize >= 4:
-        return np.clip(labels, -1, 2**31 - 1).astype("int32")
-    return labels
 
 
 def logits_of(y_pred):

@@ -4,9 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.common.checks import check_whole
-from keras_pedcc.common.gradients import full_precision, with_gradient
-from keras_pedcc.scores.sharding import class_layout
+from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
@@ -192,7 +190,7 @@ def _block(logits, scaled, centroids, index, start, size):
 
     minus infinity for the own class.
     """
-    rows = _rows(centroids, start, size, scaled.dtype)
+    rows = cast_rows(centroids, start, size, scaled.dtype)
     # A batch is smaller than `dim`, mostly: its scores are divided, not the rows.
     inverse = inverse_lengths(rows)[None]
     scores = ops.matmul(scaled, ops.transpose(rows)) * inverse
@@ -208,7 +206,8 @@ def _block(logits, scaled, centroids, index, start, size):
     return rows, inverse, ops.scatter_update(scores, where, there)
 
 
-def _rows(centroids, start, size, dtype):
+def cast_rows(centroids, start, size, dtype):
+    """`rows_from(centroids, start, size)` in another dtype, one block at a time."""
     if keras.backend.backend() == "jax" and centroids.dtype != dtype:
         import jax
 
@@ -250,118 +249,3 @@ def _of_blocks(function, number, size):
     if rest:
         parts.append(function(whole * size, rest))
     return ops.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
-    """The `k` classes of largest cosine for each feature, by blocks of classes.
-
-    Memory beside the arguments is `batch * (block_size + k)` cosines and indices. If
-    the classes are cut over devices, each searches its own.
-
-    Args:
-        features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
-        centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
-            dtype, that need not be unit vectors; or those of a `KerdockDense`. For a
-            search on all devices pass the weight itself, `head.centroids`, under the
-            distribution of the model.
-        k: int, from 1 to `num_classes`.
-        block_size: int, at least 1. Classes per block.
-
-    Returns:
-        `(cosines, classes)`, tensors of shape `(batch, k)`, float32 and int32, the
-        largest cosine first.
-
-    Raises:
-        TypeError: `k` or `block_size` is not a whole number.
-        ValueError: A shape or number does not fit.
-
-    Example:
-
-    >>> centroids = keras_pedcc.generate_pedcc(1000, 64)
-    >>> cosines, classes = keras_pedcc.nearest_classes(centroids[7:9], centroids, 2)
-    >>> keras.ops.convert_to_numpy(classes[:, 0]).tolist()
-    [7, 8]
-    """
-    check_whole(1, k=k, block_size=block_size)
-    is_weight = isinstance(centroids, keras.Variable)
-    layout = class_layout(centroids.path) if is_weight else None
-    features = ops.convert_to_tensor(features)
-    if not _are_signs(centroids):
-        centroids = ops.convert_to_tensor(centroids)
-    _check_search(features, centroids, k)
-    if keras.backend.standardize_dtype(features.dtype) != "float64":
-        features = ops.cast(features, "float32")
-    with full_precision(features):
-        features = unit_vectors(features)
-        if layout is None or layout.parts == 1 or centroids.shape[0] % layout.parts:
-            return _best(features, centroids, k, block_size)
-        return _best_of_parts(layout, features, centroids, k, block_size)
-
-
-def _are_signs(centroids):
-    """Whether they are those of a `KerdockDense`, which has no array of them."""
-    return hasattr(centroids, "cosines")
-
-
-def _best(features, centroids, k, block_size):
-    number = centroids.shape[0]
-    # First the largest possible block that cannot leave fewer than k behind.
-    size = max(block_size, k)
-    if _are_signs(centroids):
-        size = -(-size // (2 * centroids.d)) * 2 * centroids.d
-    size = min(size, number)
-    best = _best_of_block(features, centroids, 0, size, k)
-    for start in range(size, number, size):
-        block = _best_of_block(features, centroids, start, min(size, number - start), k)
-        best = _merged(best, block, k)
-    return best
-
-
-def _best_of_parts(layout, features, centroids, k, block_size):
-    size = centroids.shape[0] // layout.parts
-    cosines, classes = layout.on_parts(
-        lambda rows: _best(features, rows, min(k, size), block_size), centroids
-    )
-    first = size * ops.arange(layout.parts, dtype="int32")
-    best = cosines, classes + first[:, None, None]
-    # Few enough for every device to have them all.
-    best = [layout.spread(each, (None, None, None)) for each in best]
-    best = [ops.moveaxis(each, 0, 1) for each in best]
-    return _top(*(ops.reshape(each, (len(features), -1)) for each in best), k)
-
-
-def _best_of_block(features, centroids, start, size, k):
-    if _are_signs(centroids):
-        cosines = centroids.cosines(features, start, size)
-    else:
-        rows = _rows(centroids, start, size, features.dtype)
-        cosines = ops.matmul(features, ops.transpose(rows)) * inverse_lengths(rows)
-    cosines, at = ops.top_k(cosines, min(k, size))
-    return cosines, ops.cast(at, "int32") + start
-
-
-def _merged(best, block, k):
-    cosines = ops.concatenate([best[0], block[0]], axis=1)
-    classes = ops.concatenate([best[1], block[1]], axis=1)
-    return _top(cosines, classes, k)
-
-
-def _top(cosines, classes, k):
-    cosines, at = ops.top_k(cosines, k)
-    return cosines, ops.take_along_axis(classes, ops.cast(at, "int32"), axis=1)
-
-
-def _check_search(features, centroids, k):
-    fits = len(features.shape) == 2 and len(centroids.shape) == 2
-    if not fits or features.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            "`features` and `centroids` must be rows of one length. Received: "
-            f"features.shape={tuple(features.shape)}, centroids.shape="
-            f"{tuple(centroids.shape)}. Pass arrays of shape (batch, dim) and "
-            "(num_classes, dim)."
-        )
-    if k > centroids.shape[0]:
-        raise ValueError(
-            "`k` must be at most the number of classes. Received: "
-            f"k={k}, centroids.shape={tuple(centroids.shape)}. Ask for fewer."
-        )

@@ -6,8 +6,8 @@ from keras import ops
 
 from keras_pedcc.common.checks import check_positive
 from keras_pedcc.common.gradients import full_precision
-from keras_pedcc.scores.blockwise import StreamedLogits, not_below
 from keras_pedcc.common.vectors import filled, unit_vectors
+from keras_pedcc.scores.blockwise import StreamedLogits, not_below
 
 
 def number_of_samples(num_classes, rate):

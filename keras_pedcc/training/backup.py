@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.centroids.files import to_numpy
 from keras_pedcc.common import processes
 from keras_pedcc.common.atomic import write_file
-from keras_pedcc.training.finetune_optimizer import strategy_scope
-from keras_pedcc.centroids.files import to_numpy
+from keras_pedcc.common.replicas import strategy_scope
 
 # What Keras' own callbacks find out during training, and `fit` would reset.
 KEPT = {

@@ -8,8 +8,9 @@ from keras import ops
 
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.internals import set_optimizer
-from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner, strategy_scope
+from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
 from keras_pedcc.training.sublayers import layers_of
 
 

@@ -1,14 +1,13 @@
 """The optimizer that gives the centroids a learning rate of their own."""
 
-import contextlib
 import re
 import warnings
 
 import keras
 from keras import ops
 
-from keras_pedcc.layers.centroid_variables import is_centroids
 from keras_pedcc.common.internals import RefusesSwapping
+from keras_pedcc.layers.centroid_variables import is_centroids
 
 
 def _of_backbone(name):
@@ -343,9 +342,3 @@ def _warn_of_no_gradient(shares, some, variables):
         "They stay as they are. Choose a loss that does, or freeze them.",
         stacklevel=4,
     )
-
-
-def strategy_scope(model):
-    """The scope that a model was made in, in which its variables must be made."""
-    strategy = getattr(model, "distribute_strategy", None)  # TensorFlow only
-    return strategy.scope() if strategy is not None else contextlib.nullcontext()

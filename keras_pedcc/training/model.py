@@ -6,14 +6,10 @@ import warnings
 
 import keras
 
-from keras_pedcc.training.finetune import rebuild_functions
-from keras_pedcc.training.compiled_loss import ComputedLoss, check_one_loss, resolve_loss
-from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.training.functional import functional_kind, takes_graph
 from keras_pedcc.layers.center_dense import CenterDense
-from keras_pedcc.training.label_checks import check_own_labels, checked
-from keras_pedcc.losses.arguments import margin_share
+from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
+from keras_pedcc.losses.arguments import margin_share
 from keras_pedcc.training.blockwise_loss import (
     Hits,
     StreamedLoss,
@@ -22,6 +18,14 @@ from keras_pedcc.training.blockwise_loss import (
     refuse_weighted,
     split_metrics,
 )
+from keras_pedcc.training.compiled_loss import (
+    ComputedLoss,
+    check_one_loss,
+    resolve_loss,
+)
+from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.training.functional import functional_kind, takes_graph
+from keras_pedcc.training.label_checks import check_own_labels, checked
 from keras_pedcc.training.sublayers import layers_of
 
 

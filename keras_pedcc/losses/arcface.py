@@ -1,4 +1,4 @@
-"""Losses with a margin on the cosine or on the angle: AM-Softmax and ArcFace."""
+"""ArcFace: a margin on the angle."""
 
 import math
 
@@ -6,63 +6,12 @@ import keras
 from keras import ops
 
 from keras_pedcc.common.gradients import with_gradient
-from keras_pedcc.losses.targets import prepare
-from keras_pedcc.losses.arguments import (
-    check_cosine_margin,
-    check_margin,
-    check_scale,
-    margin_of,
-)
+from keras_pedcc.losses.arguments import check_margin, check_scale, margin_of
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.entropy import additive_entropy, margin_entropy
+from keras_pedcc.losses.entropy import margin_entropy
+from keras_pedcc.losses.targets import prepare
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
-
-
-@keras.saving.register_keras_serializable("keras_pedcc")
-def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
-    """Additive-margin softmax loss (CosFace) of each sample, eq. 8.
-
-    `L = -log(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))`,
-    with s = `scale`, m = `margin` and `cos_j` the logits. For soft labels t, whose
-    rows sum to 1: `z_j = s (cos_j - m t_j)`, `L = logsumexp(z) - sum_j t_j z_j`,
-    which is the same for one-hot t. With `margin=0` it is the softmax cross
-    entropy of `scale * logits`.
-
-    Computed in float32, or for float64 logits in float64 where the backend does so:
-    TensorFlow throughout, PyTorch in part, JAX if asked to. Accurate to 1e-5 relative
-    for scales up to 64 (beyond, in proportion to the scale), also where it is tiny.
-
-    Args:
-        y_true: Labels, whole numbers in [0, num_classes) of any dtype, shape
-            `(batch,)` or `(batch, 1)`; or one-hot or soft labels, shape
-            `(batch, num_classes)`, rows that are not negative and sum to 1.
-        y_pred: Cosines in [-1, 1], shape `(batch, num_classes)`; or the dict of
-            `"features"` and `"logits"` that the heads of this package return.
-        scale: Positive float s; the paper takes 15.
-        margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or a
-            sequence of `num_classes` floats, one for each class; or a scalar
-            tensor, whose value is not checked.
-
-    Returns:
-        Tensor of shape `(batch,)`, not negative. NaN where the label is not
-        valid or a logit is NaN; it may be infinite where one is no cosine.
-
-    Raises:
-        ValueError: A shape, `scale` or `margin` does not fit.
-
-    Example:
-
-    >>> loss = keras_pedcc.losses.am_softmax_loss([0], [[1.0, -1.0]], scale=1, margin=0)
-    >>> round(float(loss[0]), 4)  # log(1 + exp(-2))
-    0.1269
-
-    Reference: Zhu et al., IEEE Access 2020, eq. 8; Wang et al., "Additive Margin
-    Softmax for Face Verification", 2018, eq. 6.
-    """
-    check_scale(scale)
-    check_cosine_margin(margin)
-    return additive_entropy(*prepare(y_true, y_pred), scale, margin)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -114,50 +63,6 @@ def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     dtype = keras.backend.standardize_dtype(logits.dtype)
     angle = ops.convert_to_tensor(margin_of(margin, logits, target), dtype)
     return margin_entropy(logits, target, valid, lambda c: _turned(c, angle), scale)
-
-
-@keras.saving.register_keras_serializable("keras_pedcc")
-class AMSoftmaxLoss(MarginLoss):
-    """Additive-margin softmax loss. Class form of `am_softmax_loss`.
-
-    With `CosineDense` this is AM-Softmax; with `PEDCCDense` it is PEDCC-AM.
-
-    Args:
-        scale: Positive float s, or `"auto"`: `auto_scale` of the number of classes.
-        margin: Float m in [0, 2], in units of cosine, or one for each class.
-        reduction: See `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: `"float32"` (default) or `"float64"`.
-
-    Raises:
-        ValueError: An argument is out of range.
-
-    Example:
-
-    >>> loss = keras_pedcc.AMSoftmaxLoss(scale=1.0, margin=0.0)
-    >>> round(float(loss([0], [[1.0, -1.0]])), 4)
-    0.1269
-
-    Reference: Zhu et al., IEEE Access 2020, eq. 8.
-    """
-
-    def __init__(
-        self,
-        scale=15.0,
-        margin=0.5,
-        *,
-        reduction="sum_over_batch_size",
-        name="am_softmax_loss",
-        dtype="float32",
-    ):
-        check_cosine_margin(margin)
-        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
-
-    def lowered(self, margin):
-        return 1 - margin
-
-    def call(self, y_true, y_pred):
-        return am_softmax_loss(y_true, y_pred, **self.constants(y_pred))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
