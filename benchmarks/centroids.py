@@ -57,7 +57,9 @@ def measure(name):
     else:
         result["largest_cosine"] = largest_cosine_of_rows(made, 500)
         result["sampled_rows"] = 500
-    result["bound"] = keras_pedcc.report.largest_cosine_bound(num_classes, dim)
+    result["bound"] = keras_pedcc.centroids.quality.largest_cosine_bound(
+        num_classes, dim
+    )
     return result | {"backend": keras.backend.backend()}
 
 

@@ -9,6 +9,7 @@ from tensors import assert_allclose, gradient_of, numpy_of, slope_of
 
 import keras_pedcc
 from keras_pedcc import KerdockDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.scores.kerdock import KerdockLogits
 
 BATCH = 12
@@ -161,13 +162,13 @@ def test_value_and_gradient_hold_where_the_own_class_is_opposite(label, scale):
 def test_blocks_are_whole_bases(monkeypatch, block_size, bases, rng):
     features, labels = draw(rng, 1235, 64)
     head, seen = head_of(1235, 64), []
-    products = keras_pedcc.kerdock.KerdockCentroids.products
+    products = KerdockCentroids.products
 
     def watched(self, signs, x):
         seen.append(signs.shape[0])
         return products(self, signs, x)
 
-    monkeypatch.setattr(keras_pedcc.kerdock.KerdockCentroids, "products", watched)
+    monkeypatch.setattr(KerdockCentroids, "products", watched)
     losses.pedcc_loss(labels, streamed(head, features, block_size))
     assert seen[0] == bases
 
@@ -268,7 +269,7 @@ def test_model_survives_a_round_trip(streaming, tmp_path, rng):
 
 
 def test_head_streams_from_as_many_classes_on_as_the_plain_one(monkeypatch):
-    monkeypatch.setattr("keras_pedcc.kerdock_dense.STREAMING_FROM", 200)
+    monkeypatch.setattr("keras_pedcc.layers.kerdock_dense.STREAMING_FROM", 200)
     assert KerdockDense(200).streams
     assert not KerdockDense(199).streams
     assert not KerdockDense(200, return_norm=True).streams

@@ -302,9 +302,11 @@ def test_given_centroids_are_rounded_once_they_have_length_one(rng, dtype, given
 
 def test_given_centroids_are_checked_by_blocks_of_rows(rng, monkeypatch):
     given = rng.standard_normal((30, 8)).astype("float32")
-    whole = keras_pedcc.checks.unit_centroids(given)
-    monkeypatch.setattr(keras_pedcc.checks, "BLOCK_ROWS", 7)
-    np.testing.assert_array_equal(keras_pedcc.checks.unit_centroids(given), whole)
+    whole = keras_pedcc.common.checks.unit_centroids(given)
+    monkeypatch.setattr(keras_pedcc.common.checks, "BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(
+        keras_pedcc.common.checks.unit_centroids(given), whole
+    )
     given[16], given[29] = np.nan, 0
     with pytest.raises(ValueError, match="with 2 such rows, the first at index 16"):
         PEDCCDense(30, centroids=given)
@@ -317,7 +319,7 @@ def test_loading_restores_the_state_without_the_generator(
     model = model_of(PEDCCDense(3, seed=5))
     model.layers[-1].frozen = not unfrozen
     model.save(tmp_path / "model.keras")
-    monkeypatch.setattr(keras_pedcc.pedcc_dense, "generate_pedcc", None)
+    monkeypatch.setattr(keras_pedcc.layers.pedcc_dense, "generate_pedcc", None)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.layers[-1].trainable is unfrozen
     assert loaded.layers[-1].get_config() == model.layers[-1].get_config()

@@ -532,7 +532,9 @@ def test_more_classes_than_labels_can_name_are_refused():
 
 @pytest.mark.parametrize("many", [False, True])
 def test_config_says_whether_the_head_streams(many, monkeypatch):
-    monkeypatch.setattr("keras_pedcc.pedcc_dense.STREAMING_FROM", 10 if many else 99)
+    monkeypatch.setattr(
+        "keras_pedcc.layers.pedcc_dense.STREAMING_FROM", 10 if many else 99
+    )
     config = PEDCCDense(CLASSES).get_config()
     monkeypatch.undo()
     assert PEDCCDense.from_config(config).streams == many

@@ -36,7 +36,7 @@ def predict_all(model, images, *, batch_size=32):
 
     Example:
 
-    >>> keras_pedcc.prediction.predict_all(model, x)["logits"].shape
+    >>> keras_pedcc.evaluation.prediction.predict_all(model, x)["logits"].shape
     (20, 10)
     """
     check_whole(1, batch_size=batch_size)
