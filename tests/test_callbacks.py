@@ -404,7 +404,8 @@ def test_nan_stops_training_after_the_unfreezing():
     images[5] = np.nan
     callbacks = [FinetuneCallback(0), keras.callbacks.TerminateOnNaN()]
     model = make_model()
-    history = model.fit(images, labels, epochs=3, verbose=0, callbacks=callbacks)
+    with pytest.warns(UserWarning, match="loss=nan in epoch 1"):
+        history = model.fit(images, labels, epochs=3, verbose=0, callbacks=callbacks)
     assert len(history.history["loss"]) == 1
 
 
