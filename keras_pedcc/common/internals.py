@@ -28,6 +28,15 @@ def set_optimizer(model, optimizer):
     model._compile_config.config["optimizer"] = optimizer
 
 
+def start_fit_at(model, epoch):
+    """Has the running `fit` begin at `epoch`, or at its `initial_epoch` if `None`.
+
+    `fit` reads it after `on_train_begin`; Keras' own `BackupAndRestore` sets it.
+    Unnecessary once a callback can say by public means where training begins.
+    """
+    model._initial_epoch = epoch
+
+
 class RefusesSwapping:
     """Base of an optimizer whose averages `SwapEMAWeights` cannot find.
 

@@ -114,7 +114,11 @@ class PEDCCLoss(MarginLoss):
         margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or one
             for each class, see `am_softmax_loss`.
         mse_weight: Float lambda, not negative; the paper takes 10.
-        mse_root: Whole number n, at least 1; the paper compares 1, 2 and 3.
+        mse_root: Whole number n, at least 1; the paper compares 1, 2 and 3. Above 1 the
+            root is that of each batch: `evaluate` gives the mean of these over the
+            batches, which changes a little with the batch size. Replicas of
+            `tf.distribute` are one batch; processes of PyTorch's
+            `DistributedDataParallel` and accumulated gradients take a root each.
         reduction: See `keras.losses.Loss`. With `mse_root` above 1 only
             `"sum_over_batch_size"` (or `"mean"`, the same): eq. 10 takes the
             root of a mean.

@@ -11,6 +11,7 @@ from keras import ops
 from keras_pedcc.centroids.files import to_numpy
 from keras_pedcc.common import processes
 from keras_pedcc.common.atomic import write_file
+from keras_pedcc.common.internals import start_fit_at
 from keras_pedcc.common.replicas import strategy_scope
 
 # What Keras' own callbacks find out during training, and `fit` would reset.
@@ -97,11 +98,11 @@ class AtomicBackup(keras.callbacks.Callback):
         self._begun, self._due, self._restored = False, None, self._read()
         if self._restored is not None:
             self._set_variables()
-            _start_fit_at(self.model, self._restored["epoch"])
+            start_fit_at(self.model, self._restored["epoch"])
 
     def on_epoch_begin(self, epoch, logs=None):
         # Keras has read it by now; it would start every later `fit` there.
-        _start_fit_at(self.model, None)
+        start_fit_at(self.model, None)
         if self._restored is not None:
             # Not before: in `on_train_begin` other callbacks set themselves back.
             self._set_callbacks()
@@ -119,7 +120,7 @@ class AtomicBackup(keras.callbacks.Callback):
         self._begun, self._due, self._restored = True, None, None
 
     def on_train_end(self, logs=None):
-        _start_fit_at(self.model, None)
+        start_fit_at(self.model, None)
         if self._restored is not None:
             # No epoch was left. Keras may have finalized the weights once more.
             self._set_variables()
@@ -196,15 +197,6 @@ class AtomicBackup(keras.callbacks.Callback):
         metrics = {id(v) for v in self.model.metrics_variables}
         own = [v for v in self.model.variables if id(v) not in metrics]
         return [*own, *optimizer.variables]
-
-
-def _start_fit_at(model, epoch):
-    """Has the running `fit` begin at `epoch`, or at its `initial_epoch` if `None`.
-
-    The one private attribute that is needed: Keras has no other way for a callback,
-    and sets it in its own `BackupAndRestore`. `fit` reads it after `on_train_begin`.
-    """
-    model._initial_epoch = epoch
 
 
 def _has_own_state(callback):
