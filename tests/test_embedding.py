@@ -374,7 +374,8 @@ def test_callback_logs_nan_when_features_are(images):
     model = made()
     model.layers[1].kernel.assign(ops.full((8, 16), np.nan))
     verify = VerificationCallback(images, PAIRS, SAME, folds=5)
-    logs = model.fit(images, LABELS, callbacks=[verify], verbose=0).history
+    with pytest.warns(UserWarning, match="loss=nan in epoch 1"):
+        logs = model.fit(images, LABELS, callbacks=[verify], verbose=0).history
     assert np.isnan(logs["val_verification_accuracy"][0])
     assert np.isnan(logs["val_verification_eer"][0])
 

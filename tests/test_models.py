@@ -16,6 +16,7 @@ from keras_pedcc import (
     PEDCCModel,
     pedcc_loss,
 )
+from keras_pedcc.training import label_checks
 from keras_pedcc.training.functional import functional_kind
 
 BACKEND = keras.backend.backend()
@@ -597,6 +598,26 @@ def test_labels_of_batches_are_checked(data, form, which, method):
     options = {"shuffle": False} if method == "fit" else {}
     with pytest.raises(ERRORS, match=f"labels of {which} must be whole numbers"):
         getattr(make_model(), method)(batches, verbose=0, **options)
+
+
+@pytest.mark.parametrize(("method", "number"), [("fit", 1), ("evaluate", 3)])
+def test_model_is_whole_after_wrong_labels_in_a_batch(data, method, number):
+    model = make_model()
+    model.fit(*data, verbose=0)
+    before = model.get_weights()
+    with pytest.raises(ERRORS, match=f"labels of batch {number - 1} must be"):
+        getattr(model, method)(Batches(*data, data[1] + 1, number), verbose=0)
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="makes a TensorFlow data set")
+def test_wide_labels_of_a_tf_dataset_stay_out_of_range():
+    labels = np.array([2**32 + 3, -(2**32), 2], "int64")
+    dataset = tf.data.Dataset.from_tensor_slices((labels, labels)).batch(3)
+    ((_, narrow),) = label_checks._narrowed(dataset)
+    np.testing.assert_array_equal(narrow, [2**31 - 1, -1, 2])
+    assert narrow.dtype == "int32"
 
 
 def test_labels_of_validation_batches_are_checked(data):

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+import warnings
 
 import keras
 
@@ -262,15 +263,18 @@ def fit(experiment, model, args, images, callbacks=()):
     scored, scoring = None, []
     if args.score == "each":
         scored, scoring = experiment.each_epoch(args, images)
-    model.fit(
-        batches,
-        epochs=args.epochs,
-        validation_data=scored,
-        validation_batch_size=args.batch_size,
-        callbacks=[*scoring, *make_callbacks(args, batches), *callbacks],
-        verbose=args.verbose,
-        shuffle=False,
-    )
+    with warnings.catch_warnings():
+        # The script tells so itself, and gives it another exit code.
+        warnings.filterwarnings("ignore", "The loss should be a number")
+        model.fit(
+            batches,
+            epochs=args.epochs,
+            validation_data=scored,
+            validation_batch_size=args.batch_size,
+            callbacks=[*scoring, *make_callbacks(args, batches), *callbacks],
+            verbose=args.verbose,
+            shuffle=False,
+        )
 
 
 def make_callbacks(args, batches):

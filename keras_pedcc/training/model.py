@@ -25,6 +25,7 @@ from keras_pedcc.training.compiled_loss import (
 )
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.functional import functional_kind, takes_graph
+from keras_pedcc.training.kept_weights import kept_weights
 from keras_pedcc.training.label_checks import check_own_labels, checked
 from keras_pedcc.training.sublayers import layers_of
 
@@ -224,27 +225,22 @@ class PEDCCModel(keras.Model):
         **kwargs,
     ):
         """Trains the model; arguments as in `keras.Model.fit`."""
-        validation_data = self._checked_validation(validation_data)
-        x = self._checked(x, y)
+        callbacks = _with_nan_warning(callbacks)
+        validation = (validation_split, self._checked_validation(validation_data))
+        data = (self._checked(x, y), y, batch_size)
         try:
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                epochs,
-                verbose,
-                _with_nan_warning(callbacks),
-                validation_split,
-                validation_data,
-                *args,
-                **kwargs,
-            )
+            with kept_weights(self):
+                return super().fit(
+                    *data, epochs, verbose, callbacks, *validation, *args, **kwargs
+                )
         finally:
             self._give_full_margin()
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Returns loss and metrics; arguments as in `keras.Model.evaluate`."""
-        return super().evaluate(self._checked(x, y), y, *args, **kwargs)
+        x = self._checked(x, y)
+        with kept_weights(self):
+            return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
@@ -269,9 +265,6 @@ class PEDCCModel(keras.Model):
 
     def _checked(self, x, y=None, what="labels"):
         """Returns `x`, or what checks the labels in it; raises for those in `y`."""
-        own_loss = type(self).compute_loss is not PEDCCModel.compute_loss
-        if not own_loss and (y is not None or _is_arrays(x)):
-            _check_one_label(y)
         if self._num_classes is None:
             self._num_classes = _num_classes_of(self)
         if self._num_classes is None:
@@ -325,8 +318,8 @@ class _NaNWarning(keras.callbacks.Callback):
         self.warned = True
         warnings.warn(
             f"The loss should be a number. Received: loss=nan in epoch {epoch + 1}. A "
-            "label that is no class gives NaN, and so does training that diverges: "
-            "check the labels of the data set, then lower the learning rate.",
+            "label that is no class gives NaN, and so do NaN inputs and training that "
+            "diverges: check the data set, then lower the learning rate.",
             stacklevel=2,
         )
 
@@ -354,10 +347,6 @@ def _check_one_label(y):
             "There must be one array of labels, for all outputs together. "
             f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
         )
-
-
-def _is_arrays(x):
-    return all(hasattr(part, "__array__") for part in keras.tree.flatten(x))
 
 
 def _num_classes_of(model):
