@@ -132,6 +132,31 @@ def test_model_trains_saves_and_loads(tmp_path, batch):
         assert_allclose(theirs, numpy_of(ours))
 
 
+class Nested(PEDCCModel):
+    """A model with a `call` of its own, whose head is inside another model."""
+
+    def __init__(self):
+        super().__init__()
+        inputs = keras.Input((6,))
+        self.inner = keras.Model(inputs, CenterDense(4)(inputs))
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+def test_head_inside_a_model_with_its_own_call_is_found(batch):
+    features, _, centers, labels = batch
+    model = Nested()
+    model(features)
+    head = model.inner.layers[-1]
+    head.centers.assign(centers)
+    sgd = keras.optimizers.SGD
+    model.compile(FinetuneOptimizer(sgd(0.1), sgd(0.5)), CenterLoss())
+    model.fit(features, labels, batch_size=12, verbose=0)
+    expected = reference.center_step(labels, features, centers, 0.5)
+    assert_allclose(head.centers, expected, atol=1e-5)
+
+
 def test_config_survives_a_round_trip():
     loss = CenterLoss(0.5, name="mine", dtype="float64")
     config = keras.saving.serialize_keras_object(loss)

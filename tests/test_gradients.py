@@ -135,6 +135,25 @@ def test_no_array_of_all_classes_outlives_the_backward_pass(rng):
     assert loss.grad_fn is not None  # the graph itself is still there
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's graph")
+def test_no_scores_outlive_a_step_by_blocks(rng):
+    import gc
+
+    import torch
+
+    make, arguments, loss = CASES["blocks"]
+    head = make(CLASSES, **arguments)
+    for _ in range(3):
+        x = torch.tensor(rng.standard_normal((4, DIM)), dtype=torch.float32)
+        outputs = head(x.requires_grad_(), training=True)
+        scores = head.stream(outputs["features"], training=True)
+        ops.mean(loss.call(LABELS, scores)).backward()
+    kind = type(scores)
+    del scores, outputs, x
+    gc.collect()
+    assert [each for each in gc.get_objects() if type(each) is kind] == []
+
+
 def test_with_gradient_takes_the_gradient_it_is_given():
     doubled = with_gradient(lambda x: (x, ()), lambda tensors, rest, up: (2 * up,))
     array = np.array([1.0, -3.0], "float32")

@@ -342,3 +342,15 @@ def test_every_loss_is_saved_by_its_name(name):
     assert keras.saving.get_registered_name(loss) == f"keras_pedcc>{name}"
     assert ">>> " in loss.__doc__
     assert "Reference:" in loss.__doc__
+
+
+@pytest.mark.parametrize("margin", [0.0, [0.1, 0.3, 0.2]])
+def test_margin_can_be_set(rng, margin):
+    cosines, labels = make_cosines(rng, 3, "random")
+    loss = PEDCCLoss(margin=0.5)
+    loss.margin = margin
+    assert loss.get_config()["margin"] == margin
+    expected = numpy_of(PEDCCLoss(margin=margin)(labels, cosines))
+    assert_allclose(loss(labels, cosines), expected, rtol=0)
+    with pytest.raises(ValueError, match="`margin` must be a number"):
+        loss.margin = -1.0

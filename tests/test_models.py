@@ -611,6 +611,35 @@ def test_model_is_whole_after_wrong_labels_in_a_batch(data, method, number):
         np.testing.assert_array_equal(ours, theirs)
 
 
+class Interrupt(keras.callbacks.Callback):
+    """Ctrl+C in the second epoch, after weights that are set as a backup does."""
+
+    def on_train_begin(self, logs=None):
+        for variable in self.model.variables:
+            variable.assign(variable)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self.model.optimizer.learning_rate = 0.1 / (1 + epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == (1, self.batch):
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("jit_compile", ["auto", False])
+def test_interrupted_training_is_kept(data, jit_compile, batch):
+    model = make_model(jit_compile=jit_compile)
+    before, interrupt = model.get_weights(), Interrupt()
+    interrupt.batch = batch
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data, batch_size=16, epochs=3, callbacks=[interrupt], verbose=0)
+    assert int(model.optimizer.iterations) == 2 + batch
+    assert np.isclose(float(model.optimizer.learning_rate), 0.05)
+    assert not np.allclose(model.get_weights()[0], before[0])
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="makes a TensorFlow data set")
 def test_wide_labels_of_a_tf_dataset_stay_out_of_range():
     labels = np.array([2**32 + 3, -(2**32), 2], "int64")
@@ -654,3 +683,10 @@ def test_model_with_a_loss_of_its_own_may_go_without_labels(data):
             return ops.mean(y_pred["logits"])
 
     make_model(cls=Alone).fit(data[0], verbose=0)
+
+
+def test_bfloat16_labels_that_round_classes_are_refused():
+    labels = ops.convert_to_tensor([0.0, 1.0, 2.0], "bfloat16")
+    label_checks.check_own_labels(labels, 256)
+    with pytest.raises(ValueError, match="bfloat16, num_classes=1000"):
+        label_checks.check_own_labels(labels, 1000)

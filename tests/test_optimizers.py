@@ -289,3 +289,12 @@ def test_stand_ins_take_the_places_of_centroids_that_are_missing():
     assert len(sgd.variables) == 2 + 3
     restored.apply(make_gradients([first, second]), [first, second])
     assert_values([first, second], 0.9, 0.9)
+
+
+def test_exclusion_of_a_share_stays_out_of_the_config():
+    adamw = keras.optimizers.AdamW(0.1, weight_decay=0.5)
+    optimizer, variables = make_optimizer(adamw)
+    optimizer.exclude_from_weight_decay(variables)
+    optimizer.apply(make_gradients(variables), variables)
+    restored = FinetuneOptimizer.from_config(optimizer.get_config())
+    assert restored.optimizer.weight_decay == 0.5

@@ -1,4 +1,4 @@
-"""What is checked of sizes, centroids and features, wherever they come in."""
+"""Input validation."""
 
 import numbers
 

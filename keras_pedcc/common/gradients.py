@@ -1,6 +1,7 @@
 """Functions with a hand-written gradient, on every backend."""
 
 import contextlib
+import functools
 
 import keras
 
@@ -8,9 +9,9 @@ import keras
 def with_gradient(function, slopes):
     """Returns `function` with the gradient that `slopes` computes.
 
-    The result can be differentiated as often as `slopes` itself can, and works under
-    rematerialisation, loops and batching: it closes over no tensor. So must the two
-    arguments: they get every tensor they use as an argument.
+    The result can be differentiated as often as `slopes` itself, and works under
+    rematerialisation, loops and batching (on PyTorch the transforms of `torch.func`
+    raise). `function` and `slopes` must use no tensor but their arguments.
 
     Args:
         function: Takes tensors, returns `(value, residuals)`: one tensor, and a tuple
@@ -62,14 +63,19 @@ def _jax(function, slopes):
 
 
 def _torch(function, slopes):
+    return functools.partial(_torch_function().apply, function, slopes)
+
+
+@functools.cache
+def _torch_function():
     import torch
 
-    class Call(torch.autograd.Function):
+    class WithGradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *tensors):
+        def forward(ctx, function, slopes, *tensors):
             with full_precision(tensors[0]):
                 value, residuals = function(*tensors)
-            ctx.number = len(tensors)
+            ctx.function, ctx.slopes, ctx.number = function, slopes, len(tensors)
             # Not as an attribute: what is saved here is freed after the backward pass.
             ctx.save_for_backward(*tensors, *residuals)
             return value
@@ -81,10 +87,10 @@ def _torch(function, slopes):
             with full_precision(upstream):
                 if torch.is_grad_enabled():
                     # A second derivative needs them as functions of the tensors.
-                    residuals = function(*tensors)[1]
-                return slopes(tensors, residuals, upstream)
+                    residuals = ctx.function(*tensors)[1]
+                return None, None, *ctx.slopes(tensors, residuals, upstream)
 
-    return Call.apply
+    return WithGradient
 
 
 def full_precision(tensor):

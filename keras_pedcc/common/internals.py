@@ -1,4 +1,4 @@
-"""What Keras offers no public way for, each with what would make it unnecessary."""
+"""Uses of private API, and what would make each unnecessary."""
 
 import keras
 

@@ -126,8 +126,8 @@ class VerificationCallback(keras.callbacks.Callback):
     Embeds the images that occur in `pairs`, each once, and adds to the logs, so to
     the history as well: `val_verification_accuracy`, `val_verification_auc` and
     `val_verification_eer`, see `verification_report`. Callbacks that come after this
-    one in the list can monitor them. Which way is up Keras knows of its own metrics
-    only, so tell it, with or without `save_best_only`: `ModelCheckpoint(path,
+    one in the list can monitor them. Keras infers `mode` only for built-in
+    metrics; pass it, with or without `save_best_only`: `ModelCheckpoint(path,
     monitor="val_verification_accuracy", mode="max")`, `mode="min"` for the error rate.
 
     When features become NaN, infinite or zero the three are NaN, and training goes on:

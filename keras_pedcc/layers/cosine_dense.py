@@ -37,7 +37,7 @@ class CosineDense(keras.layers.Layer):
         streaming: bool. Whether to return the features alone and leave the logits to
             the loss, which takes them by blocks of classes and never holds all of
             them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None` is False here; `PEDCCDense` knows when.
+            `PEDCCModel`. Defaults to `None`, which is False for this head.
         block_size: int, at least 1. Classes per block, when streaming.
         sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
             each training step draws, beside those of its batch, for a head that streams

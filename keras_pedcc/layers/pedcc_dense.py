@@ -200,7 +200,7 @@ class PEDCCDense(CosineDense):
 
     @classmethod
     def from_config(cls, config):
-        # Files of before there was `keep_mean` were trained without it.
+        # Files older than `keep_mean` were trained without it.
         return super().from_config({"keep_mean": False, **config})
 
     def get_config(self):

@@ -88,8 +88,10 @@ class AMSoftmaxLoss(MarginLoss):
         name="am_softmax_loss",
         dtype="float32",
     ):
-        check_cosine_margin(margin)
         super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
+
+    def check_margin(self, margin):
+        check_cosine_margin(margin)
 
     def lowered(self, margin):
         return 1 - margin

@@ -101,8 +101,10 @@ class ArcFaceLoss(MarginLoss):
         name="arcface_loss",
         dtype="float32",
     ):
-        check_margin(margin, math.pi, _ANGLES)
         super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
+
+    def check_margin(self, margin):
+        check_margin(margin, math.pi, _ANGLES)
 
     def lowered(self, margin):
         return math.cos(margin)

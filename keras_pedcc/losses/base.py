@@ -18,7 +18,7 @@ class MarginLoss(keras.losses.Loss):
 
     Args:
         scale: Positive float, or `"auto"`.
-        margin: Float, or one for each class, that the subclass has checked.
+        margin: Float, or one for each class, see `check_margin`.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
         dtype: `"float32"` or `"float64"`.
@@ -27,14 +27,23 @@ class MarginLoss(keras.losses.Loss):
     def __init__(self, scale, margin, *, reduction, name, dtype):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.scale = check_scale_or_auto(scale)
-        self.margin = plain_margin(margin)
+        self.margin = margin
         self.margin_share = None  # what `MarginWarmup` gives it, see `carried_share`
         self.warned = False  # of a scale that is too small
-        self._largest, self._constant = self.margin, self.margin
-        if is_sequence(self.margin):
+
+    @property
+    def margin(self):
+        """The margin as a float, or as a list of one for each class. Settable."""
+        return self._margin
+
+    @margin.setter
+    def margin(self, margin):
+        self.check_margin(margin)
+        self._margin = self._largest = self._constant = plain_margin(margin)
+        if is_sequence(self._margin):
             # Once: there may be as many as there are classes, in every step.
-            self._largest = max(self.margin)
-            self._constant = ops.convert_to_tensor(self.margin, self.dtype)
+            self._largest = max(self._margin)
+            self._constant = ops.convert_to_tensor(self._margin, self.dtype)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         return super().__call__(y_true, logits_of(y_pred), sample_weight)
@@ -42,6 +51,10 @@ class MarginLoss(keras.losses.Loss):
     def get_config(self):
         own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
         return {**super().get_config(), **own}
+
+    def check_margin(self, margin):
+        """Raises unless the margin is in range."""
+        raise NotImplementedError
 
     def lowered(self, margin):
         """The cosine of a class on its centroid, less its margin."""

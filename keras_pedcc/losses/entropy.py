@@ -24,7 +24,7 @@ def margin_entropy(logits, target, valid, lower, scale=1.0):
     Args:
         logits: Float tensor, shape `(batch, num_classes)`.
         target: Indices, shape `(batch,)`, or soft labels, shape
-            `(batch, num_classes)`; see `labels.prepare`.
+            `(batch, num_classes)`; see `targets.prepare`.
         valid: Which samples have a valid label, shape `(batch,)`.
         lower: Function of logits, shape `(batch, 1)` or `(batch, num_classes)`.
         scale: Float, or tensor of shape `(batch, 1)` or `(batch, num_classes)`.

@@ -166,6 +166,9 @@ class PEDCCLoss(MarginLoss):
         # The weights belong under the root, where Keras would not put them.
         return super().__call__(y_true, (logits_of(y_pred), sample_weight))
 
+    def check_margin(self, margin):
+        check_cosine_margin(margin)
+
     def lowered(self, margin):
         return 1 - margin
 

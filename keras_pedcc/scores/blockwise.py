@@ -8,8 +8,7 @@ from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
 
 BLOCK_SIZE = 4096
-# From so many classes on a head streams by itself. With fewer, all cosines at once are
-# the quicker way.
+# Heads stream by default from this many classes. Below, all cosines at once are faster.
 STREAMING_FROM = 100_000
 
 
@@ -64,7 +63,8 @@ class StreamedLogits:
         """`log(1 + sum_{j != y} exp(s cos_j - s lower(cos_y)))`, and `cos_y`."""
         own = self.own(index)
         others = _others(self, index, scale, ops.stop_gradient(own))
-        self.rank = others[1]
+        # With its graph, it would hold this object in a circle through PyTorch.
+        self.rank = ops.stop_gradient(others[1])
         lowered = lower(own[:, None])[:, 0]
         return ops.softplus(others[0] - scale * lowered), own
 

@@ -74,7 +74,7 @@ def class_parallel(replicas=None, *, devices=None):
 
 
 def class_layout(path):
-    """Where the distribution of the moment puts the weight `path`.
+    """Returns the layout that the active distribution gives `path`.
 
     Returns:
         `ClassLayout`, or `None` without a distribution.

@@ -48,6 +48,10 @@ class AtomicBackup(keras.callbacks.Callback):
     put the trained weights back by then. Only the random states of Python, NumPy and
     PyTorch are stored when the epoch begins, because Keras shuffles right after that.
 
+    With `delete_checkpoint=False` the model is stored once more when training ends, as
+    the callbacks before this one have left it: put it after
+    `EarlyStopping(restore_best_weights=True)`.
+
     Processes that train one model under `keras.distribution` share one folder: the
     first writes, with the weights gathered and the random states of each process, and
     all read. The state of `callbacks` is that of the first.

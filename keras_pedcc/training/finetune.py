@@ -9,6 +9,7 @@ from keras import ops
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.internals import set_optimizer
 from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
 from keras_pedcc.training.sublayers import layers_of
@@ -89,6 +90,8 @@ class FinetuneCallback(keras.callbacks.Callback):
         super().set_model(model)
         if getattr(self.model, "optimizer", None) is not None:
             self._heads = _find_heads(self.model)
+            for head in self._heads:  # a deep copy of a head is not marked yet
+                mark_centroids(head.centroids)
             with strategy_scope(self.model):
                 self._wrap_optimizer()
 

@@ -1,5 +1,6 @@
 """The optimizer that gives the centroids a learning rate of their own."""
 
+import contextlib
 import re
 import warnings
 
@@ -76,7 +77,9 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         self.optimizer = optimizer
         self.centroid_optimizer = centroid_optimizer
         self.centroid_specs = centroid_specs or []
-        self.traced_with = None  # which of its variables were trained, see `callbacks`
+        self.traced_with = (
+            None  # which of its variables were trained, see `FinetuneCallback`
+        )
         self._built_with = self._excluded = _Untracked([])
         # Not by the property: TensorFlow leaves out to assign what is there already.
         centroid_optimizer.loss_scale_factor = optimizer.loss_scale_factor
@@ -98,7 +101,6 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         # Not by Keras' `build`, which would keep averages and gradients once more.
         self._built_with = _Untracked(variables)
         self.built = True
-        self._drop_weight_decay()
 
     @property
     def model_variables(self):
@@ -148,14 +150,20 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         for optimizer in (self.optimizer, self.centroid_optimizer):
             optimizer.exclude_from_weight_decay(var_list, var_names)
         self._excluded = _Untracked(var_list or [], var_names or [])
-        self._drop_weight_decay()
 
-    def _drop_weight_decay(self):
-        """Has no weight decay where all are excluded, for which PyTorch's raises."""
-        for optimizer, places in self._shares(self.model_variables):
-            mine = [self.model_variables[i] for i in places]
-            if all(self._excluded.matches(variable) for variable in mine):
-                optimizer.weight_decay = None
+    @contextlib.contextmanager
+    def _decay_of(self, optimizer, variables):
+        """Disables weight decay if every variable is excluded from it.
+
+        Keras' optimizers of PyTorch raise on an empty list.
+        """
+        decay = optimizer.weight_decay
+        if all(self._excluded.matches(variable) for variable in variables):
+            optimizer.weight_decay = None
+        try:
+            yield
+        finally:
+            optimizer.weight_decay = decay
 
     def apply_gradients(self, grads_and_vars):
         super().apply_gradients(grads_and_vars)
@@ -174,7 +182,9 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         if some and len(some) < len(shares):
             _warn_of_no_gradient(shares, some, variables)
         for optimizer, places in some or shares:
-            optimizer.apply([grads[i] for i in places], [variables[i] for i in places])
+            mine = [variables[i] for i in places]
+            with self._decay_of(optimizer, mine):
+                optimizer.apply([grads[i] for i in places], mine)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         if keras.backend.backend() == "tensorflow" or not self.built:

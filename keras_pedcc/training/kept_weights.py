@@ -1,33 +1,82 @@
-"""Weights that an error in `fit` or `evaluate` leaves in the model on JAX."""
+"""Weights that an error in `fit` or `evaluate` leaves in the model on JAX.
+
+Keras takes them out of the model while it runs. After an error before the first step of
+an epoch is done, of a data set for example, initial values would stand in their place.
+"""
 
 import contextlib
 
 import keras
 
 
-@contextlib.contextmanager
-def kept_weights(model):
-    """Gives a model on JAX its weights back if an error ends what runs inside.
+class KeptWeights(keras.callbacks.Callback):
+    """Remembers the state of each epoch's begin until a step of it is done."""
 
-    Keras takes them out of the model while it runs. After an error before the first
-    step, of a data set for example, their initial values would stand in their place.
-    """
-    if keras.backend.backend() != "jax" or model.run_eagerly:
+    def __init__(self):
+        super().__init__()
+        self._values = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._steps = _steps_of(self.model)
+        self._values = _values_of(self.model)
+
+    def give_back(self):
+        """After an error: the state of the last step, or that of the epoch's begin."""
+        self.model.jax_state_sync()
+        if self._values and _steps_of(self.model) <= self._steps:
+            _assign(self._values)
+
+
+@contextlib.contextmanager
+def kept_in_fit(model, callbacks):
+    """Gives the callbacks for `fit`, and the model its weights back after an error."""
+    if not _takes_weights(model) or isinstance(callbacks, keras.callbacks.CallbackList):
+        yield callbacks
+        return
+    kept = KeptWeights()
+    try:
+        yield [*callbacks, kept]
+    except BaseException:
+        if kept.model is not None:  # else nothing was taken yet
+            kept.give_back()
+        raise
+
+
+@contextlib.contextmanager
+def kept_in_evaluate(model):
+    """Gives a model the weights back that it had, after an error."""
+    if not _takes_weights(model):
         yield
         return
-    values = [(variable, variable.value) for variable in _state_of(model)]
+    values = _values_of(model)
     try:
         yield
     except BaseException:
         model.jax_state_sync()
-        for variable, value in values:
-            # A step deletes what it was given; Keras has kept what it returned.
-            if not value.is_deleted():
-                variable.assign(value)
+        _assign(values)
         raise
 
 
-def _state_of(model):
+def _takes_weights(model):
+    return keras.backend.backend() == "jax" and not model.run_eagerly
+
+
+def _values_of(model):
     optimizer = getattr(model, "optimizer", None)
     own = [] if optimizer is None else optimizer.variables
-    return [*model.variables, *model.metrics_variables, *own]
+    variables = [*model.variables, *model.metrics_variables, *own]
+    return [(variable, variable.value) for variable in variables]
+
+
+def _steps_of(model):
+    try:
+        return int(model.optimizer.iterations)
+    except TypeError:  # of a variable whose value is not in the model
+        return 0
+
+
+def _assign(values):
+    for variable, value in values:
+        # A step that ran deletes what it was given.
+        if not value.is_deleted():
+            variable.assign(value)

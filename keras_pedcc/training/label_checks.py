@@ -46,8 +46,13 @@ def check_labels(labels, num_classes, what="labels"):
 def check_own_labels(y, num_classes, what="labels"):
     """`check_labels` for what `fit` takes: arrays, lists, tensors, data frames."""
     labels = _as_array(y)
-    if labels is not None:
-        check_labels(labels, num_classes, what)
+    if labels is None:
+        return
+    if labels.dtype.name == "bfloat16":  # which NumPy takes for no number
+        if labels.ndim == 1 or labels.shape[1] != num_classes:
+            _check_bits(8, labels.dtype, num_classes, what)
+        labels = labels.astype("float32")
+    check_labels(labels, num_classes, what)
 
 
 def checked(data, num_classes, what="labels"):
@@ -157,14 +162,17 @@ def _as_array(y):
         y = ops.convert_to_numpy(y)
     if not hasattr(y, "__array__"):
         return None
-    labels = np.asarray(y)
-    short = labels.dtype.name == "bfloat16"  # which NumPy takes for no number
-    return labels.astype("float32") if short else labels
+    return np.asarray(y)
 
 
 def _check_precision(dtype, num_classes, what):
     """Raises where a float dtype rounds one class to another."""
-    if dtype.kind == "f" and num_classes > 2 ** (np.finfo(dtype).nmant + 1):
+    if dtype.kind == "f":
+        _check_bits(np.finfo(dtype).nmant + 1, dtype, num_classes, what)
+
+
+def _check_bits(bits, dtype, num_classes, what):
+    if num_classes > 2**bits:
         raise ValueError(
             f"The {what} must be of a dtype that tells all classes apart. Received: "
             f"labels.dtype={dtype}, num_classes={num_classes}. Pass integers."

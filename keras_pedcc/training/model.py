@@ -25,7 +25,7 @@ from keras_pedcc.training.compiled_loss import (
 )
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.functional import functional_kind, takes_graph
-from keras_pedcc.training.kept_weights import kept_weights
+from keras_pedcc.training.kept_weights import kept_in_evaluate, kept_in_fit
 from keras_pedcc.training.label_checks import check_own_labels, checked
 from keras_pedcc.training.sublayers import layers_of
 
@@ -110,7 +110,7 @@ class PEDCCModel(keras.Model):
             of_logits, metrics = split_metrics(metrics)
             hits = Hits(of_logits)
         self._loss_of_outputs, self._hits = resolve_loss(loss), hits
-        self._centers_of = _only_center_head(self)
+        self._for_loss = None  # found with the first loss
         self._plain_metrics = not isinstance(metrics, dict)
         self._plain_weighted_metrics = not isinstance(weighted_metrics, dict)
         super().compile(
@@ -149,9 +149,10 @@ class PEDCCModel(keras.Model):
             if self._streams:
                 loss = self._streamed_loss(y, y_pred, sample_weight, training)
             else:
-                if self._centers_of is not None:
-                    y_pred = self._centers_of.for_loss(y_pred)
-                loss = self._loss_of_outputs(y, y_pred, sample_weight)
+                if self._for_loss is None:
+                    self._for_loss = _for_loss_of(self)
+                outputs = self._for_loss(y_pred)
+                loss = self._loss_of_outputs(y, outputs, sample_weight)
         # Keras adds the losses of layers, as each replica needs them.
         return super().compute_loss(x, loss, loss, training=training)
 
@@ -229,7 +230,7 @@ class PEDCCModel(keras.Model):
         validation = (validation_split, self._checked_validation(validation_data))
         data = (self._checked(x, y), y, batch_size)
         try:
-            with kept_weights(self):
+            with kept_in_fit(self, callbacks) as callbacks:
                 return super().fit(
                     *data, epochs, verbose, callbacks, *validation, *args, **kwargs
                 )
@@ -239,7 +240,7 @@ class PEDCCModel(keras.Model):
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Returns loss and metrics; arguments as in `keras.Model.evaluate`."""
         x = self._checked(x, y)
-        with kept_weights(self):
+        with kept_in_evaluate(self):
             return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
@@ -298,10 +299,10 @@ class PEDCCModel(keras.Model):
         return found[0] if found else None
 
 
-def _only_center_head(model):
-    """The `CenterDense` of a model, or `None` if there is not exactly one."""
+def _for_loss_of(model):
+    """What makes the outputs into those for the loss, by the `CenterDense` if one."""
     heads = [layer for layer in layers_of(model) if isinstance(layer, CenterDense)]
-    return heads[0] if len(heads) == 1 else None
+    return heads[0].for_loss if len(heads) == 1 else lambda outputs: outputs
 
 
 class _NaNWarning(keras.callbacks.Callback):
