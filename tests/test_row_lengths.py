@@ -7,8 +7,14 @@ from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel
+from keras_pedcc.common import vectors
 
 CLASSES, DIM = 7, 12
+
+
+@pytest.fixture(autouse=True, params=[1, 2**20], ids=["many", "few"])
+def _entries(request, monkeypatch):
+    monkeypatch.setattr(vectors, "MANY_ENTRIES", request.param)
 
 
 def built(**arguments):
