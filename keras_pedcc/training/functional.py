@@ -38,7 +38,9 @@ def functional_kind(cls):
 
 def takes_graph(args, kwargs):
     """Whether these arguments of a model are the inputs and outputs of a graph."""
-    return len(args) == 2 or ("outputs" in kwargs and (args or "inputs" in kwargs))
+    if len(args) == 2:
+        return True
+    return "outputs" in kwargs and (len(args) == 1 or "inputs" in kwargs)
 
 
 @functools.cache
