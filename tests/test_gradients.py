@@ -38,7 +38,8 @@ def loss_of_features(kind):
     head.build((None, DIM))
 
     def value(features, labels):
-        outputs = head(features, training=True)
+        # In training this head counts the steps, which is no function of the features.
+        outputs = head(features, training=not head.return_norm)
         if head.streams:
             outputs = head.stream(outputs["features"], training=True)
             return ops.mean(loss.call(labels, outputs))
@@ -109,10 +110,10 @@ def test_gradient_is_the_same_under_transformations_of_jax(kind, rng):
 
     plain = jax.grad(value)(x, labels)
     remade = jax.grad(jax.checkpoint(value))(x, labels)
-    assert_allclose(remade, plain, rtol=1e-5, atol=1e-6)
+    assert_allclose(remade, plain, rtol=1e-5, atol=1e-5)
     expected = jax.grad(alternating)(x)
     for function in (scanned, batched):
-        assert_allclose(jax.grad(function)(x), expected, rtol=1e-5, atol=1e-6)
+        assert_allclose(jax.grad(function)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch frees buffers")
