@@ -726,7 +726,8 @@ def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
     )
     make = training.make_callbacks
     monkeypatch.setattr(training, "make_callbacks", lambda *a: [*make(*a), stop])
-    code, _ = run()
+    with pytest.warns(UserWarning, match="were not fine-tuned"):
+        code, _ = run()
     assert code == 1
     assert json.loads((tmp_path / "out" / "result.json").read_text())["diverged"]
 

@@ -1,6 +1,7 @@
 """The base of the losses of cosines with a scale and a margin."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_pedcc.losses.arguments import (
@@ -43,7 +44,7 @@ class MarginLoss(keras.losses.Loss):
         if is_sequence(self._margin):
             # Once: there may be as many as there are classes, in every step.
             self._largest = max(self._margin)
-            self._constant = ops.convert_to_tensor(self._margin, self.dtype)
+            self._constant = ops.convert_to_tensor(np.array(self._margin, self.dtype))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         return super().__call__(y_true, logits_of(y_pred), sample_weight)
