@@ -7,14 +7,8 @@ from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel
-from keras_pedcc.common import vectors
 
-CLASSES, DIM = 7, 12
-
-
-@pytest.fixture(autouse=True, params=[1, 2**20], ids=["many", "few"])
-def _entries(request, monkeypatch):
-    monkeypatch.setattr(vectors, "MANY_ENTRIES", request.param)
+CLASSES, DIM = 14, 12
 
 
 def built(**arguments):
@@ -129,6 +123,20 @@ def test_longer_rows_leave_the_compiled_steps_alone(trained_model, scale):
     np.testing.assert_allclose(lengths, 3, rtol=1e-5)
     assert model.train_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
     assert model.test_on_batch(*batch) == pytest.approx(loss, rel=1e-5)
+
+
+def test_step_with_a_large_head_compiles_with_xla(rng):
+    inputs = keras.Input((DIM,))
+    head = PEDCCDense(5000)
+    model = PEDCCModel(inputs, head(keras.layers.Dense(256)(inputs)))
+    on_torch = keras.backend.backend() == "torch"
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        PEDCCLoss(scale="auto"),
+        jit_compile=not on_torch,
+    )
+    loss = model.train_on_batch(rows(rng), np.arange(5))
+    assert np.isfinite(loss)
 
 
 def test_head_has_no_weight_but_the_centroids():

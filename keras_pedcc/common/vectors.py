@@ -4,9 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-# Below so many entries a slower reduction costs nothing, and a step with frozen
-# centroids agrees bit for bit with one that trains them at a rate of 0.
-MANY_ENTRIES = 2**20
+from keras_pedcc.common.gradients import with_gradient
 
 
 def unit_vectors(vectors):
@@ -55,7 +53,20 @@ def products(features, centroids):
     """`features @ centroids.T`, in the order that TensorFlow multiplies faster in."""
     if centroids.shape[0] <= centroids.shape[1]:
         return ops.matmul(features, ops.transpose(centroids))
-    return ops.transpose(ops.matmul(centroids, ops.transpose(features)))
+    if keras.backend.backend() == "tensorflow":
+        # Its own gradient transposes back, which takes longer than the cosines.
+        return with_gradient(_product, _product_slopes)(features, centroids)
+    return _product(features, centroids)[0]
+
+
+def _product(features, centroids):
+    return ops.transpose(ops.matmul(centroids, ops.transpose(features))), ()
+
+
+def _product_slopes(tensors, residuals, upstream):
+    features, centroids = tensors
+    slope = ops.matmul(upstream, centroids)
+    return slope, ops.matmul(ops.transpose(upstream), features)
 
 
 def cosines(features, centroids):
@@ -65,33 +76,6 @@ def cosines(features, centroids):
     any time. A row shorter than 1e-6 is divided by 1e-6.
     """
     return products(features, centroids) * inverse_lengths(centroids)
-
-
-def frozen_cosines(features, centroids):
-    """`cosines`, with no gradient with respect to the centroids."""
-    centroids = ops.stop_gradient(centroids)
-    if centroids.shape[0] * centroids.shape[1] < MANY_ENTRIES:
-        return cosines(features, centroids)
-    # The product with the inverse: fewer divisions, for the gradient too.
-    return products(features, centroids) * (1 / _frozen_lengths(centroids))
-
-
-def _frozen_lengths(rows):
-    """`|v|` of each row, at least 1e-6, by the backend's fastest reduction.
-
-    These reductions have no finite gradient at a row of zeros.
-    """
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        norms = tf.math.reduce_euclidean_norm(rows, axis=1)
-    elif keras.backend.backend() == "torch":
-        import torch
-
-        norms = torch.linalg.vector_norm(rows, dim=1)
-    else:
-        norms = ops.norm(rows, axis=1)
-    return at_least(norms, 1e-6)
 
 
 def with_fixed_mean(rows):

@@ -7,7 +7,7 @@ from keras import ops
 from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.common.internals import let_tapes_watch
-from keras_pedcc.common.vectors import cosines, frozen_cosines, with_fixed_mean
+from keras_pedcc.common.vectors import cosines, with_fixed_mean
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
@@ -229,9 +229,9 @@ class PEDCCDense(CosineDense):
         return values
 
     def _cosines(self, features, centroids, training):
-        if self.trainable:
-            return cosines(features, centroids)
-        return frozen_cosines(features, centroids)
+        if not self.trainable:
+            centroids = ops.stop_gradient(centroids)
+        return cosines(features, centroids)
 
     def _initializer(self, dim):
         if self._restoring:
