@@ -64,10 +64,9 @@ def make_model(args, dtype, trained):
     inputs = keras.Input((args.dim,))
     head = keras_pedcc.PEDCCDense(
         args.classes,
-        method="random",
-        streaming=True,
-        block_size=args.block_size,
-        centroids_dtype=dtype,
+        centroids="random",
+        scores=keras_pedcc.Blockwise(args.block_size),
+        dtype=dtype,
         trainable=trained,
     )
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(args.dim)(inputs)))

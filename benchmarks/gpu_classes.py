@@ -203,15 +203,15 @@ def head_step(args, classes):
 
     import keras_pedcc
 
-    streaming = args.case != "pedcc"
+    scores = "dense" if args.case == "pedcc" else "blockwise"
     if args.case == "kerdock":
-        head = keras_pedcc.KerdockDense(classes, streaming=True)
+        head = keras_pedcc.KerdockDense(classes, scores="blockwise")
     else:
         head = keras_pedcc.CosineDense(
-            classes, trainable=False, streaming=streaming, centroids_dtype=args.dtype
+            classes, trainable=False, scores=scores, dtype=args.dtype
         )
     head.build((args.batch, args.dim))
-    if streaming:
+    if scores == "blockwise":
         return training_step(head, streamed, streamed_loss, None)
     return training_step(head, whole, keras_pedcc.PEDCCLoss(scale=SCALE), None)
 

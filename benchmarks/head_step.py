@@ -30,7 +30,7 @@ from image_experiment.reporting import environment
 
 def streamed(head, features):
     """What a head that streams leaves to the loss."""
-    return head.stream(head(features, training=True)["features"], training=True)
+    return head.for_loss(head(features, training=True))
 
 
 def dense(head, features):
@@ -123,12 +123,12 @@ def compare(num_classes, batch, dim, steps, update):
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     cases = {"dense": (keras.layers.Dense(num_classes), dense, entropy)}
     given = {"centroids": centroids}
-    head = keras_pedcc.PEDCCDense(num_classes, **given, streaming=False)
+    head = keras_pedcc.PEDCCDense(num_classes, **given, scores="dense")
     cases["pedcc"] = (head, whole, keras_pedcc.PEDCCLoss())
-    head = keras_pedcc.PEDCCDense(num_classes, **given, streaming=True)
+    head = keras_pedcc.PEDCCDense(num_classes, **given, scores="blockwise")
     cases["streaming"] = (head, streamed, streamed_loss)
     if num_classes > 2 * dim:
-        head = keras_pedcc.KerdockDense(num_classes, streaming=True)
+        head = keras_pedcc.KerdockDense(num_classes, scores="blockwise")
         cases["kerdock"] = (head, streamed, streamed_loss)
     step = {}
     for name, (head, forward, loss) in cases.items():

@@ -87,7 +87,7 @@ def in_process(case, args):
     flags += ["--batch-size", batch, "--steps", args.steps]
     flags += ["--centroids", args.centroids]
     flags += ["--centroids-dtype", args.centroids_dtype]
-    flags += ["--sampling-rate", args.sampling_rate]
+    flags += ["--sample-rate", args.sample_rate]
     command = [sys.executable, __file__, *map(str, flags)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -177,11 +177,11 @@ def make_head(name, args):
 
     number = args.classes[0]
     if name == "kerdock":
-        return keras_pedcc.KerdockDense(number, streaming=True)
-    options = {"streaming": name == "streaming"}
+        return keras_pedcc.KerdockDense(number, scores="blockwise")
+    options = {"scores": "blockwise" if name == "streaming" else "dense"}
     if name == "sampled":
-        options = {"sampling_rate": args.sampling_rate}
-    options["centroids_dtype"] = args.centroids_dtype
+        options = {"scores": keras_pedcc.Sampled(args.sample_rate)}
+    options["dtype"] = args.centroids_dtype
     if args.centroids == "random":
         return keras_pedcc.CosineDense(number, trainable=False, **options)
     if args.centroids == "array":
@@ -290,7 +290,7 @@ def parse_args(argv):
     add("--batch-classes", type=int, default=50_000, help="with other batch sizes")
     add("--centroids", choices=CENTROIDS, default="array")
     add("--centroids-dtype", default="float32")
-    add("--sampling-rate", type=float, default=0.1, help="of the head `sampled`")
+    add("--sample-rate", type=float, default=0.1, help="of the head `sampled`")
     add("--steps", type=int, default=5, help="timed, of each round")
     add("--rounds", type=int, default=3)
     add("--result", type=pathlib.Path, help="JSON file to write")

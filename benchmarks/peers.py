@@ -79,7 +79,7 @@ def pedcc(num_classes, dim, trainable=False):
     """
     centroids = np.random.default_rng(0).standard_normal((num_classes, dim), "float32")
     head = keras_pedcc.PEDCCDense(
-        num_classes, centroids=centroids, trainable=trainable, streaming=False
+        num_classes, centroids=centroids, trainable=trainable, scores="dense"
     )
     head.build((None, dim))
     loss = keras_pedcc.PEDCCLoss(scale=SCALE, margin=MARGIN)

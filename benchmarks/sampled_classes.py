@@ -1,4 +1,4 @@
-"""What `sampling_rate` costs in accuracy, on real images of many classes.
+"""What `Sampled(sample_rate)` costs in accuracy, on real images of many classes.
 
     python benchmarks/sampled_classes.py --task faces --data-dir FOLDER --result FILE
 
@@ -121,10 +121,14 @@ def make_model(images, rate, args):
 
     rate = None if rate == 1 else rate
     if args.head == "frozen":
-        head = keras_pedcc.PEDCCDense(images.num_classes, sampling_rate=rate)
+        head = keras_pedcc.PEDCCDense(
+            images.num_classes, scores=keras_pedcc.Sampled(rate)
+        )
         loss = keras_pedcc.PEDCCLoss("auto", args.margin)
     else:
-        head = keras_pedcc.CosineDense(images.num_classes, sampling_rate=rate)
+        head = keras_pedcc.CosineDense(
+            images.num_classes, scores=keras_pedcc.Sampled(rate)
+        )
         loss = keras_pedcc.AMSoftmaxLoss("auto", args.margin)
     inputs = keras.Input(images.x_train.shape[1:])
     model = keras_pedcc.PEDCCModel(inputs, head(backbone(inputs, args)))

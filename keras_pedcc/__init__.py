@@ -32,6 +32,7 @@ from keras_pedcc.losses import (
     PEDCCLoss,
     pedcc_loss,
 )
+from keras_pedcc.scores.choice import Blockwise, Sampled
 from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_parallel
 from keras_pedcc.training.backup import AtomicBackup
@@ -48,6 +49,7 @@ __all__ = [
     "ASoftmaxLoss",
     "ArcFaceLoss",
     "AtomicBackup",
+    "Blockwise",
     "CenterDense",
     "CenterLoss",
     "CosineDense",
@@ -63,6 +65,7 @@ __all__ = [
     "PEDCCLoss",
     "PEDCCModel",
     "ProductDense",
+    "Sampled",
     "VerificationCallback",
     "assign_classes",
     "centroid_report",

@@ -39,18 +39,18 @@ SIZES = {
 
 def heads():
     """Each head that is trained, and whether it can be unfrozen."""
-    from keras_pedcc import KerdockDense, PEDCCDense
+    from keras_pedcc import Blockwise, KerdockDense, PEDCCDense, Sampled
 
-    made = {"method": "kerdock"}
+    made = {"centroids": "kerdock"}
     return {
         "plain": (lambda: PEDCCDense(CLASSES, **made), True),
         "streaming": (
-            lambda: PEDCCDense(CLASSES, streaming=True, block_size=16, **made),
+            lambda: PEDCCDense(CLASSES, scores=Blockwise(16), **made),
             True,
         ),
-        "sampled": (lambda: PEDCCDense(CLASSES, sampling_rate=0.3, **made), True),
+        "sampled": (lambda: PEDCCDense(CLASSES, scores=Sampled(0.3), **made), True),
         "kerdock": (lambda: KerdockDense(CLASSES), False),
-        "kerdock_streaming": (lambda: KerdockDense(CLASSES, streaming=True), False),
+        "kerdock_streaming": (lambda: KerdockDense(CLASSES, scores="blockwise"), False),
     }
 
 

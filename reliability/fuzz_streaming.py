@@ -9,9 +9,9 @@ from keras import ops
 
 from keras_pedcc import KerdockDense
 from keras_pedcc.common.vectors import cosines
-from keras_pedcc.scores.blockwise import StreamedLogits
-from keras_pedcc.scores.kerdock import KerdockLogits
-from keras_pedcc.scores.sampled import SampledLogits, drawn_classes
+from keras_pedcc.scores.blockwise import BlockwiseScores
+from keras_pedcc.scores.kerdock import KerdockScores
+from keras_pedcc.scores.sampled import SampledScores, drawn_classes
 
 from tensors import gradient_of, numpy_of  # isort: skip  # of the tests
 
@@ -28,7 +28,7 @@ def streamed(case):
     def loss(features, centroids, stream):
         logits = cosines(features, centroids)
         if stream:
-            logits = StreamedLogits(
+            logits = BlockwiseScores(
                 features, centroids, trained=trained, block_size=block
             )
         return apply(case, arrays, logits)
@@ -72,7 +72,7 @@ def kerdock(case):
     block = block_of(case)
 
     def streamed(features):
-        logits = KerdockLogits(
+        logits = KerdockScores(
             features, head.centroids, block_size=block, training=True, ranked=False
         )
         return apply(case, arrays, logits)
@@ -120,7 +120,7 @@ def sampled(case):
     features, centroids = map(
         ops.convert_to_tensor, (arrays.features, arrays.centroids)
     )
-    logits = SampledLogits(features, centroids, trained=True, number=number, seed=seed)
+    logits = SampledScores(features, centroids, trained=True, number=number, seed=seed)
     loss = numpy_of(apply(case, arrays, logits))
     weights = np.exp(weights.astype("float64"))
     expected = sampled_twin(case, arrays, classes, weights)

@@ -27,7 +27,7 @@ from recording import ROOT, Record
 FAULTS = pathlib.Path(__file__).with_name("faults.toml")
 PARTS = ("keras_pedcc", "tests", "examples", "benchmarks", "reliability", "docs")
 FILES = ("README.md", "CHANGELOG.md", "pyproject.toml")
-# Finds each fault's text in the package, where it is no longer.
+# Starts this script.
 OWN_TEST = "tests/test_reliability_mutants.py"
 PASSED, FAILED, NOT_THE_COPY, NO_IMPORT = 0, 1, 70, 71
 

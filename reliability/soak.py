@@ -79,12 +79,12 @@ def judge(policy, watch, accuracy, args, record):
 
 def make_model(head):
     heads = {
-        "pedcc": lambda: keras_pedcc.PEDCCDense(10, streaming=False, name="head"),
+        "pedcc": lambda: keras_pedcc.PEDCCDense(10, scores="dense", name="head"),
         "streaming": lambda: keras_pedcc.PEDCCDense(
-            10, streaming=True, block_size=4, name="head"
+            10, scores=keras_pedcc.Blockwise(4), name="head"
         ),
         "kerdock": lambda: keras_pedcc.KerdockDense(
-            300, streaming=True, block_size=64, name="head"
+            300, scores=keras_pedcc.Blockwise(64), name="head"
         ),
     }
     images, factors = keras.Input((8, 8, 1)), keras.Input((1,))

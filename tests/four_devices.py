@@ -11,9 +11,16 @@ from many_classes_page import small_program
 
 import keras_pedcc
 from benchmarks import class_parallel
-from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
+from keras_pedcc import (
+    Blockwise,
+    PEDCCDense,
+    PEDCCLoss,
+    PEDCCModel,
+    Sampled,
+    losses,
+)
 from keras_pedcc.evaluation.prediction import predict_all
-from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_layout
 
@@ -63,7 +70,7 @@ def make_here(num_classes=CLASSES, *, dim=DIM, metrics=("accuracy",), **kwargs):
     """A model under the distribution of the moment."""
     keras.utils.set_random_seed(3)
     inputs = keras.Input((INPUTS,))
-    defaults = {"streaming": True, "block_size": 8, "method": "random", "name": "head"}
+    defaults = {"scores": Blockwise(8), "centroids": "random", "name": "head"}
     head = PEDCCDense(num_classes, **(defaults | kwargs))
     model = PEDCCModel(inputs, head(keras.layers.Dense(dim)(inputs)))
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
@@ -102,7 +109,7 @@ def test_loss_and_gradient_are_those_of_one_device(name, trained, rows, size, rn
     weights = np.arange(BATCH, dtype="float32") + 1  # another upstream for each sample
 
     def loss(features, centroids, layout):
-        z = StreamedLogits(
+        z = BlockwiseScores(
             features, centroids, trained=trained, block_size=size, layout=layout
         )
         values = LOSSES[name](labels, z)
@@ -128,7 +135,7 @@ def test_loss_and_gradient_are_those_of_one_device(name, trained, rows, size, rn
 @pytest.mark.parametrize("rows", [None, 2])
 def test_sampled_classes_are_those_of_one_device(samples, rows, trainable):
     models, histories = [], []
-    options = {"streaming": None, "sampling_rate": 0.3, "trainable": trainable}
+    options = {"scores": Sampled(0.3), "trainable": trainable}
     for each in (ALONE, rows):
         models.append(make_model(each, **options))
         histories.append(fit(models[-1], samples))
@@ -143,7 +150,7 @@ def test_kerdock_head_needs_no_cutting(samples, rows):
         distribute(each)
         keras.utils.set_random_seed(3)
         inputs = keras.Input((INPUTS,))
-        head = keras_pedcc.KerdockDense(CLASSES + 1, streaming=True, block_size=32)
+        head = keras_pedcc.KerdockDense(CLASSES + 1, scores=keras_pedcc.Blockwise(32))
         models.append(PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs))))
         models[-1].compile("sgd", PEDCCLoss("auto"), metrics=["accuracy"])
         fit(models[-1], samples)
@@ -151,11 +158,11 @@ def test_kerdock_head_needs_no_cutting(samples, rows):
 
 
 @pytest.mark.parametrize("rows", [None, 1, 2, 4])
-@pytest.mark.parametrize("streaming", [False, True])
-def test_training_is_that_of_one_device(samples, rows, streaming):
+@pytest.mark.parametrize("scores", ["dense", Blockwise(8)])
+def test_training_is_that_of_one_device(samples, rows, scores):
     histories, models = [], []
     for each in (ALONE, rows):
-        model = make_model(each, streaming=streaming)
+        model = make_model(each, scores=scores)
         adam = keras.optimizers.Adam(0.1)
         callback = keras_pedcc.FinetuneCallback(1, optimizer=adam)
         histories.append(
@@ -209,16 +216,16 @@ def sent(program):
     return found
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("scores", ["dense", Blockwise(8)])
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize("rows", [None, 1, 2])
-def test_devices_send_no_cosines_and_no_centroids(samples, streaming, trainable, rows):
+def test_devices_send_no_cosines_and_no_centroids(samples, scores, trainable, rows):
     classes, block, batch = 4096, 8, len(samples[1])
     # More samples than rows of a block: XLA would rather send the rows.
     assert 4 * block < batch
     # On one axis XLA sends indices of classes about for the argmax of the accuracy.
-    metrics = ["accuracy"] if streaming or rows else []
-    kwargs = {"streaming": streaming, "trainable": trainable, "block_size": block}
+    metrics = ["accuracy"] if scores != "dense" or rows else []
+    kwargs = {"scores": scores, "trainable": trainable}
     model = make_model(rows, classes, metrics=metrics, **kwargs)
     arrays = sent(class_parallel.compiled_step(model, *samples))
     share = share_of(rows, classes)
@@ -234,7 +241,7 @@ def test_devices_send_no_cosines_and_no_centroids(samples, streaming, trainable,
 def test_kerdock_head_sends_the_gradients_alone(samples, rows):
     distribute(rows)
     inputs = keras.Input((INPUTS,))
-    head = keras_pedcc.KerdockDense(CLASSES + 1, streaming=True, block_size=32)
+    head = keras_pedcc.KerdockDense(CLASSES + 1, scores=keras_pedcc.Blockwise(32))
     model = PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs)))
     model.compile("sgd", PEDCCLoss("auto"))
     arrays = sent(class_parallel.compiled_step(model, *samples))
@@ -245,7 +252,7 @@ def test_kerdock_head_sends_the_gradients_alone(samples, rows):
 @pytest.mark.parametrize("rows", [None, 1, 2])
 def test_memory_of_the_step_is_that_of_the_share(samples, rows):
     classes, block, dim = 2**16, 256, 32
-    model = make_model(rows, classes, dim=dim, block_size=block)
+    model = make_model(rows, classes, dim=dim, scores=Blockwise(block))
     samples = [array[:BATCH] for array in samples]
     memory = class_parallel.compiled_step(model, *samples).memory_analysis()
     centroids = 4 * dim * share_of(rows, classes)
@@ -282,7 +289,7 @@ def test_centroids_are_those_of_one_device(method):
     weights = []
     for rows in (ALONE, None, 2):
         distribute(rows)
-        head = PEDCCDense(64, method=method)
+        head = PEDCCDense(64, centroids=method)
         head.build((None, 16))
         weights.append(head.centroids.numpy())
     np.testing.assert_array_equal(weights[1], weights[0])
@@ -337,11 +344,11 @@ def test_program_of_the_page_runs(tmp_path, monkeypatch):
 # Bad input
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_classes_that_do_not_divide_are_refused(streaming):
+@pytest.mark.parametrize("scores", ["dense", Blockwise(8)])
+def test_classes_that_do_not_divide_are_refused(scores):
     with pytest.raises(ValueError, match=r"devices that.*num_classes=10, with 4 dev"):
-        make_model(None, 10, streaming=streaming)
-    make_model(2, 10, streaming=streaming)
+        make_model(None, 10, scores=scores)
+    make_model(2, 10, scores=scores)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +356,7 @@ def test_classes_that_do_not_divide_are_refused(streaming):
     [(ALONE, False, "fit"), (ALONE, True, "fit"), (2, True, "evaluate")],
 )
 def test_distribution_set_too_late_is_refused(samples, built, trained, method):
-    model = make_model(built, streaming=trained)
+    model = make_model(built, scores=Blockwise(8) if trained else "dense")
     if trained:
         fit(model, samples)
         model.evaluate(*samples, verbose=0)

@@ -16,8 +16,8 @@ ANNEALED = {
     "annealing_least": 1.0,
     "reduction": "sum",
 }
-NORMED = {"return_norm": True, "block_size": 7, "centroids_dtype": "float16"}
-SAMPLED = {"streaming": True, "sampling_rate": 0.5}
+NORMED = {"return_norm": True, "dtype": "float16"}
+SAMPLED = {"scores": keras_pedcc.Sampled(0.5, block_size=7)}
 BARE = {"return_features": False, "trainable": True}
 METRIC = {"num_classes": 5, "dim": 6}
 # Class and the arguments of one or more objects, none of them a default.
@@ -38,11 +38,11 @@ CASES = [
     (keras_pedcc.CosineDense, [NORMED, SAMPLED, {"return_features": False}]),
     (
         keras_pedcc.PEDCCDense,
-        [NORMED, SAMPLED, BARE, {"seed": 3, "method": "random", "keep_mean": True}],
+        [NORMED, SAMPLED, BARE, {"seed": 3, "centroids": "random", "keep_mean": True}],
     ),
     (
         keras_pedcc.KerdockDense,
-        [{"return_norm": True, "block_size": 7}, {"seed": 3, "streaming": True}, BARE],
+        [{"return_norm": True}, {"seed": 3, "scores": keras_pedcc.Blockwise(9)}, BARE],
     ),
     (keras_pedcc.ProductDense, [{"trainable": False}]),
     (keras_pedcc.CenterDense, [{"trainable": False}]),
@@ -73,7 +73,9 @@ def test_arguments_come_back(kind, arguments):
     again = restored(objects_of(kind, arguments))
     assert type(again) is kind
     for name, value in arguments.items():
-        assert getattr(again, name) == value, name
+        # The centroids of a head are a weight; their method is in the config alone.
+        config = name == "centroids" and again.get_config()
+        assert (config[name] if config else getattr(again, name)) == value, name
 
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in CASES])

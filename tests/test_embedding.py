@@ -49,7 +49,7 @@ LABELS = np.arange(20) % 5
 
 HEADS = {
     "pedcc": lambda: PEDCCDense(5),
-    "streaming": lambda: PEDCCDense(5, streaming=True),
+    "streaming": lambda: PEDCCDense(5, scores="blockwise"),
     "kerdock": lambda: KerdockDense(12),
     "product": lambda: ProductDense(5),
     "center": lambda: CenterDense(5),

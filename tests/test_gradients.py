@@ -12,7 +12,7 @@ from keras_pedcc.common.gradients import with_gradient
 
 CLASSES, DIM, LABELS = 40, 8, np.array([0, 20, 5, 39])
 NO_ANNEALING = {"annealing_base": 0, "annealing_least": 0}
-STREAMED = {"streaming": True, "block_size": 16}
+BLOCKS = {"scores": keras_pedcc.Blockwise(16)}
 # Head, its arguments, and the loss: a scale at which the second derivative is smooth.
 CASES = {
     "pedcc": (PEDCCDense, {}, keras_pedcc.PEDCCLoss(6.0, 0.1, 3.0)),
@@ -25,9 +25,9 @@ CASES = {
         keras_pedcc.ASoftmaxLoss(2, **NO_ANNEALING),
     ),
     "keep_mean": (PEDCCDense, {"trainable": True}, keras_pedcc.PEDCCLoss(6.0, 0.1)),
-    "blocks": (PEDCCDense, STREAMED, keras_pedcc.PEDCCLoss(6.0, 0.1)),
-    "trained_blocks": (CosineDense, STREAMED, keras_pedcc.ArcFaceLoss(6.0, 0.1)),
-    "kerdock": (KerdockDense, STREAMED, keras_pedcc.PEDCCLoss(6.0, 0.1)),
+    "blocks": (PEDCCDense, BLOCKS, keras_pedcc.PEDCCLoss(6.0, 0.1)),
+    "trained_blocks": (CosineDense, BLOCKS, keras_pedcc.ArcFaceLoss(6.0, 0.1)),
+    "kerdock": (KerdockDense, BLOCKS, keras_pedcc.PEDCCLoss(6.0, 0.1)),
 }
 
 
@@ -41,7 +41,7 @@ def loss_of_features(kind):
         # In training this head counts the steps, which is no function of the features.
         outputs = head(features, training=not head.return_norm)
         if head.streams:
-            outputs = head.stream(outputs["features"], training=True)
+            outputs = head.for_loss(outputs)["logits"]
             return ops.mean(loss.call(labels, outputs))
         return loss(labels, outputs)
 
@@ -147,7 +147,7 @@ def test_no_scores_outlive_a_step_by_blocks(rng):
     for _ in range(3):
         x = torch.tensor(rng.standard_normal((4, DIM)), dtype=torch.float32)
         outputs = head(x.requires_grad_(), training=True)
-        scores = head.stream(outputs["features"], training=True)
+        scores = head.for_loss(outputs)["logits"]
         ops.mean(loss.call(LABELS, scores)).backward()
     kind = type(scores)
     del scores, outputs, x

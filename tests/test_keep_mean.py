@@ -6,11 +6,12 @@ import pytest
 from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
+import keras_pedcc
 from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
 from keras_pedcc.common.vectors import with_fixed_mean
 
 CLASSES, DIM = 7, 10
-STREAMING = {"streaming": True, "block_size": 3}
+BLOCKS = {"scores": keras_pedcc.Blockwise(3)}
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_values_are_unit_vectors_and_gradients_have_no_mean(rng):
 
 def test_streaming_takes_the_same_steps(images, labels):
     start, whole = trained(images, labels, trainable=True)
-    arguments = {"trainable": True, "keep_mean": True, **STREAMING}
+    arguments = {"trainable": True, "keep_mean": True, **BLOCKS}
     _, blocks = trained(images, labels, **arguments)
     assert np.abs(whole - start).max() > 0.01
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
@@ -98,9 +99,9 @@ def test_late_training_is_that_of_the_paper_unless_asked(images, labels):
         ({"keep_mean": True}, True),
         ({"trainable": True}, True),
         ({"trainable": True, "keep_mean": False}, False),
-        ({"trainable": True, "sampling_rate": 0.5}, False),
-        ({"trainable": True, "streaming": True}, False),
-        ({"trainable": True, "streaming": True, "keep_mean": True}, True),
+        ({"trainable": True, "scores": keras_pedcc.Sampled(0.5)}, False),
+        ({"trainable": True, "scores": "blockwise"}, False),
+        ({"trainable": True, "scores": "blockwise", "keep_mean": True}, True),
     ],
 )
 def test_config_holds_what_was_decided(arguments, kept):
@@ -108,12 +109,6 @@ def test_config_holds_what_was_decided(arguments, kept):
     assert head.keep_mean is kept
     head.frozen = False  # as FinetuneCallback does
     assert PEDCCDense.from_config(head.get_config()).keep_mean is kept
-
-
-def test_files_of_before_go_on_as_they_were():
-    config = PEDCCDense(CLASSES, trainable=True).get_config()
-    del config["keep_mean"]
-    assert PEDCCDense.from_config(config).keep_mean is False
 
 
 def test_pull_that_is_common_to_all_hardly_moves_them(rng):
@@ -141,5 +136,5 @@ def test_cosines_of_training_are_those_of_evaluation(images):
 
 
 def test_sampled_classes_cannot_keep_the_mean():
-    with pytest.raises(ValueError, match="Leave one of them out"):
-        PEDCCDense(CLASSES, keep_mean=True, sampling_rate=0.5)
+    with pytest.raises(ValueError, match="Leave one out"):
+        PEDCCDense(CLASSES, keep_mean=True, scores=keras_pedcc.Sampled(0.5))

@@ -10,7 +10,7 @@ from tensors import assert_allclose, gradient_of, numpy_of, slope_of
 import keras_pedcc
 from keras_pedcc import KerdockDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
 from keras_pedcc.centroids.kerdock import KerdockCentroids
-from keras_pedcc.scores.kerdock import KerdockLogits
+from keras_pedcc.scores.kerdock import KerdockScores
 
 BATCH = 12
 # Even m, cut within a pair; odd m with dimensions to spare; whole bases; two sets.
@@ -55,7 +55,7 @@ def draw(rng, num_classes, dim):
 
 def streamed(head, features, block_size, **kwargs):
     arguments = {"training": True, "ranked": True, "block_size": block_size} | kwargs
-    return KerdockLogits(ops.convert_to_tensor(features), head.centroids, **arguments)
+    return KerdockScores(ops.convert_to_tensor(features), head.centroids, **arguments)
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
@@ -77,7 +77,7 @@ def test_only_signs_are_held():
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
 def test_logits_are_cosines(num_classes, dim, rng):
     features, _ = draw(rng, num_classes, dim)
-    outputs = KerdockDense(num_classes, streaming=False)(3 * features)
+    outputs = KerdockDense(num_classes, scores="dense")(3 * features)
     expected = features.astype("float64") @ array_of(num_classes, dim).T
     assert_allclose(outputs["logits"], expected, atol=3e-7)
     assert_allclose(outputs["features"], features, atol=1e-6)
@@ -217,9 +217,9 @@ def test_nearest_classes_are_those_of_the_array(num_classes, dim, k, rng):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="its replicas")
 def test_replicas_train_as_one_device(two_replicas, rng):
     x, y = rng.standard_normal((8, 5)).astype("float32"), rng.integers(0, 1235, 8)
-    alone = make_model(KerdockDense(1235, streaming=True))
+    alone = make_model(KerdockDense(1235, scores="blockwise"))
     with two_replicas.scope():
-        model = make_model(KerdockDense(1235, streaming=True))
+        model = make_model(KerdockDense(1235, scores="blockwise"))
     for each in alone, model:
         each.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     kernels = [numpy_of(each.layers[1].kernel) for each in (alone, model)]
@@ -235,11 +235,11 @@ def make_model(head, num_classes=1235):
     return model
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_training_is_that_of_the_plain_head(streaming, rng):
+@pytest.mark.parametrize("scores", ["dense", "blockwise"])
+def test_training_is_that_of_the_plain_head(scores, rng):
     x = rng.standard_normal((3 * BATCH, 5)).astype("float32")
     y = rng.integers(0, 1235, 3 * BATCH)
-    heads = KerdockDense(1235, streaming=streaming), PEDCCDense(1235, method="kerdock")
+    heads = KerdockDense(1235, scores=scores), PEDCCDense(1235, centroids="kerdock")
     results = []
     for head in heads:
         model = make_model(head)
@@ -251,9 +251,9 @@ def test_training_is_that_of_the_plain_head(streaming, rng):
     np.testing.assert_allclose(results[1], results[3], rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_model_survives_a_round_trip(streaming, tmp_path, rng):
-    model = make_model(KerdockDense(1235, seed=2, streaming=streaming, name="head"))
+@pytest.mark.parametrize("scores", ["dense", "blockwise"])
+def test_model_survives_a_round_trip(scores, tmp_path, rng):
+    model = make_model(KerdockDense(1235, seed=2, scores=scores, name="head"))
     x, y = rng.standard_normal((8, 5)).astype("float32"), rng.integers(0, 1235, 8)
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -269,11 +269,11 @@ def test_model_survives_a_round_trip(streaming, tmp_path, rng):
 
 
 def test_head_streams_from_as_many_classes_on_as_the_plain_one(monkeypatch):
-    monkeypatch.setattr("keras_pedcc.layers.kerdock_dense.STREAMING_FROM", 200)
+    monkeypatch.setattr("keras_pedcc.KerdockDense._blockwise_from", 200)
     assert KerdockDense(200).streams
     assert not KerdockDense(199).streams
     assert not KerdockDense(200, return_norm=True).streams
-    assert not KerdockDense(200, streaming=False).streams
+    assert not KerdockDense(200, scores="dense").streams
 
 
 def test_lengths_are_returned_when_asked_for():
@@ -291,7 +291,7 @@ def test_number_of_classes_out_of_range_is_refused(num_classes, dim):
 
 @pytest.mark.parametrize(
     "given",
-    [{"sampling_rate": 0.1}, {"centroids_dtype": "bfloat16"}, {"method": "kerdock"}],
+    [{"scores": keras_pedcc.Sampled(0.1)}, {"centroids": "kerdock"}],
 )
 def test_arguments_of_other_heads_are_refused(given):
     [name] = given
@@ -314,7 +314,7 @@ def test_float64_is_kept(rng):
         pytest.skip("others compute in float32 here")
     features = rng.standard_normal((4, 35))
     logits = KerdockDense(501, dtype="float64", return_features=False)(features)
-    plain = PEDCCDense(501, method="kerdock", dtype="float64", return_features=False)
+    plain = PEDCCDense(501, centroids="kerdock", dtype="float64", return_features=False)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     array = array_of(501, 35).astype("float64")
     array /= np.linalg.norm(array, axis=1, keepdims=True)

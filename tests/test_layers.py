@@ -33,7 +33,7 @@ def test_logits_are_cosines_to_the_generated_centroids(rng):
 
 @pytest.mark.parametrize("method", ["simplex", "random"])
 def test_method_decides_the_centroids(method):
-    head = PEDCCDense(6, method=method)
+    head = PEDCCDense(6, centroids=method)
     head.build((None, 8))
     expected = numpy_of(generate_pedcc(6, 8, method=method))
     np.testing.assert_array_equal(numpy_of(head.centroids), expected)
@@ -54,7 +54,8 @@ def test_head_computes_in_float32_under_every_policy(policy):
     head = PEDCCDense(3)
     outputs = head(np.full((1, 512), 3000, "float16"))  # the square is out of range
     assert keras.backend.standardize_dtype(outputs["logits"].dtype) == "float32"
-    assert head.centroids.dtype == "float32"
+    # Weights have the policy's dtype of variables, as those of every Keras layer.
+    assert head.centroids.dtype == ("float16" if policy == "float16" else "float32")
     np.testing.assert_allclose(numpy_of(outputs["features"]), 512**-0.5, rtol=1e-5)
 
 
@@ -289,7 +290,7 @@ def test_given_centroids_are_used_and_saved_as_the_weight(rng, tmp_path):
 @pytest.mark.parametrize("given", ["float64", "float32"])
 def test_given_centroids_are_rounded_once_they_have_length_one(rng, dtype, given):
     given = rng.standard_normal((30, 8)).astype(given)
-    head = PEDCCDense(30, centroids=given, centroids_dtype=dtype)
+    head = PEDCCDense(30, centroids=given, dtype=dtype)
     head.build((None, 8))
     unit = (
         given.astype("float64")
@@ -346,7 +347,7 @@ def test_config_survives_a_round_trip(layer):
         ({"num_classes": 1}, ValueError, "`num_classes` must be at least 2"),
         ({"num_classes": 2.0}, TypeError, "`num_classes` must be a whole number"),
         ({"seed": -1}, ValueError, "`seed` must be at least 0"),
-        ({"method": "best"}, ValueError, "`method` must be one of"),
+        ({"centroids": "best"}, ValueError, "`centroids` must be an array or one of"),
         ({"centroids": np.ones((4, 8))}, ValueError, "one row per class"),
         ({"centroids": np.full((3, 8), np.nan)}, ValueError, "must be finite"),
         ({"centroids": np.zeros((3, 8))}, ValueError, "without a row of zeros"),

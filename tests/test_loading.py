@@ -105,7 +105,7 @@ def test_file_that_may_not_be_read_is_not_called_damaged(path, monkeypatch):
 GIVEN = np.random.default_rng(1).normal(size=(12, 4))
 HEADS = {
     "pedcc": lambda: PEDCCDense(3),
-    "streaming": lambda: PEDCCDense(3, streaming=True),
+    "streaming": lambda: PEDCCDense(3, scores="blockwise"),
     "given": lambda: PEDCCDense(12, centroids=GIVEN),
     "kerdock": lambda: KerdockDense(12),
     "cosine": lambda: CosineDense(3, return_norm=True),

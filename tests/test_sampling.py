@@ -12,7 +12,7 @@ from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
 import keras_pedcc
 from keras_pedcc import CosineDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
 from keras_pedcc.scores import sampled as sampling
-from keras_pedcc.scores.sampled import SampledLogits
+from keras_pedcc.scores.sampled import SampledScores
 
 BATCH, CLASSES, DIM = 12, 37, 6
 BACKEND = keras.backend.backend()
@@ -40,7 +40,7 @@ def case(rng):
 def sampled(features, centroids, number, *, trained=True, seed=5):
     features, centroids = map(ops.convert_to_tensor, (features, centroids))
     seeds = keras.random.SeedGenerator(seed)
-    return SampledLogits(
+    return SampledScores(
         features, centroids, trained=trained, number=number, seed=seeds
     )
 
@@ -282,7 +282,8 @@ def make_model(
     x = keras.layers.Dense(
         DIM, kernel_initializer=keras.initializers.GlorotUniform(seed=3)
     )(inputs)
-    head = head(CLASSES, sampling_rate=rate, name="head", **kwargs)
+    scores = keras_pedcc.Sampled(rate) if rate else "dense"
+    head = head(CLASSES, scores=scores, name="head", **kwargs)
     model = PEDCCModel(inputs, head(x))
     optimizer = optimizer or keras.optimizers.SGD(0.1)
     model.compile(optimizer, loss or PEDCCLoss(), metrics=["accuracy"])
@@ -330,7 +331,7 @@ def test_each_step_draws_anew_and_evaluation_takes_all_classes(samples):
     history = fit(model, samples, 6, validation_data=samples)
     assert len({round(loss, 4) for loss in history["loss"]}) == 6
     np.testing.assert_allclose(history["val_loss"], history["val_loss"][0], rtol=1e-6)
-    plain = make_model(None, streaming=False)
+    plain = make_model(None)
     expected = plain.evaluate(*samples, verbose=0, return_dict=True)
     assert history["val_loss"][0] == pytest.approx(expected["loss"], rel=1e-5)
     assert history["val_accuracy"][0] == expected["accuracy"]
@@ -387,7 +388,7 @@ def test_model_survives_a_round_trip(samples, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     head = loaded.get_layer("head")
     assert head.streams
-    assert head.sampling_rate == 0.2
+    assert head.scores == keras_pedcc.Sampled(0.2)
     assert head.get_config() == model.get_layer("head").get_config()
     found, expected = (
         each.evaluate(*samples, verbose=0, return_dict=True) for each in (loaded, model)
@@ -396,32 +397,25 @@ def test_model_survives_a_round_trip(samples, tmp_path):
     assert np.isfinite(fit(loaded, samples)["loss"]).all()
 
 
-def test_rate_makes_a_head_stream():
+def test_sampled_head_has_a_seed_and_others_have_none():
     for head in (PEDCCDense, CosineDense):
-        assert head(10, sampling_rate=0.5).streams
-        assert head(10, sampling_rate=1, streaming=True).streams
-        assert not head(10).streams
+        assert hasattr(head(10, scores=keras_pedcc.Sampled(0.5)), "seed_generator")
+        assert not hasattr(head(10, scores="blockwise"), "seed_generator")
         assert not hasattr(head(10), "seed_generator")
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"sampling_rate": 0}, "`sampling_rate` must be a positive number of at most"),
-        ({"sampling_rate": -0.5}, "must be a positive number"),
-        ({"sampling_rate": 1.5}, "of at most 1. Received: sampling_rate=1.5"),
-        ({"sampling_rate": float("nan")}, "must be a positive number"),
-        ({"sampling_rate": "0.1"}, "must be a positive number"),
-        ({"sampling_rate": True}, "must be a positive number"),
-        ({"sampling_rate": 0.1, "streaming": False}, "with streaming=False"),
-        ({"sampling_rate": 0.1, "return_norm": True}, "return_norm=True"),
-        ({"sampling_rate": 0.1, "return_features": False}, "return_features=False"),
-    ],
-)
-def test_head_refuses_arguments(kwargs, message):
-    for head in (PEDCCDense, CosineDense):
-        with pytest.raises(ValueError, match=message):
-            head(10, **kwargs)
+@pytest.mark.parametrize("rate", [0, -0.5, 1.5, float("nan"), "0.1", True])
+def test_rate_must_be_a_part(rate):
+    told = f"`sample_rate` must be a positive number of at most 1.*sample_rate={rate!r}"
+    with pytest.raises(ValueError, match=told):
+        keras_pedcc.Sampled(rate)
+
+
+@pytest.mark.parametrize("name", ["return_norm", "return_features"])
+@pytest.mark.parametrize("head", [PEDCCDense, CosineDense])
+def test_sampled_head_returns_features_alone(head, name):
+    with pytest.raises(ValueError, match=f"Sampled.sample_rate=0.1.*{name}"):
+        head(10, scores=keras_pedcc.Sampled(0.1), **{name: name == "return_norm"})
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="replicas of TensorFlow")

@@ -65,7 +65,7 @@ def test_config_keeps_the_word():
 
 def test_streaming_head_has_the_scale_of_its_classes():
     inputs = keras.Input((4,))
-    head = keras_pedcc.PEDCCDense(30, streaming=True)
+    head = keras_pedcc.PEDCCDense(30, scores="blockwise")
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(8)(inputs)))
     x, y = np.random.default_rng(0).normal(size=(16, 4)), np.arange(16)
     found = []

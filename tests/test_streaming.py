@@ -9,12 +9,13 @@ from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
 
 import keras_pedcc
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
-from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.training.model import _check_number
 
 BATCH, CLASSES, DIM = 16, 37, 6
 BACKEND = keras.backend.backend()
+BLOCKS = keras_pedcc.Blockwise(8)
 LOSSES = {
     "pedcc": (
         lambda y, z: losses.pedcc_loss(y, z, scale=15),
@@ -51,7 +52,7 @@ def case(rng):
 
 def streamed(features, centroids, size, trained=True):
     features, centroids = map(ops.convert_to_tensor, (features, centroids))
-    return StreamedLogits(features, centroids, trained=trained, block_size=size)
+    return BlockwiseScores(features, centroids, trained=trained, block_size=size)
 
 
 def true_cosines(features, centroids):
@@ -142,10 +143,10 @@ def test_soft_labels_are_refused(case):
         losses.pedcc_loss(np.eye(CLASSES)[labels], streamed(features, centroids, 8))
 
 
-def make_model(streaming=True, *, loss=None, metrics=("accuracy",), **kwargs):
+def make_model(scores=BLOCKS, *, loss=None, metrics=("accuracy",), **kwargs):
     keras.utils.set_random_seed(3)
     inputs = keras.Input((5,))
-    head = PEDCCDense(CLASSES, streaming=streaming, block_size=8, name="head", **kwargs)
+    head = PEDCCDense(CLASSES, scores=scores, name="head", **kwargs)
     model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))
     model.compile(keras.optimizers.SGD(0.1), loss or PEDCCLoss(), metrics=list(metrics))
     return model
@@ -173,7 +174,7 @@ def fit(model, samples, epochs=2, **kwargs):
 )
 def test_training_is_that_of_the_plain_head(samples, loss):
     weights = np.arange(64) % 3 + 0.5
-    plain, model = make_model(streaming=False, loss=loss), make_model(loss=loss)
+    plain, model = make_model(scores="dense", loss=loss), make_model(loss=loss)
     histories = [
         fit(each, samples, sample_weight=weights, validation_data=samples)
         for each in (plain, model)
@@ -186,7 +187,7 @@ def test_training_is_that_of_the_plain_head(samples, loss):
 
 
 def test_finetuning_is_that_of_the_plain_head(samples):
-    plain, model = make_model(streaming=False), make_model()
+    plain, model = make_model(scores="dense"), make_model()
     for each in (plain, model):
         start = numpy_of(each.get_layer("head").centroids)
         fit(each, samples, 3, callbacks=[keras_pedcc.FinetuneCallback(1, 0.1)])
@@ -196,13 +197,13 @@ def test_finetuning_is_that_of_the_plain_head(samples):
 
 
 def test_model_survives_a_round_trip(samples, tmp_path):
-    model = make_model(metrics=[], centroids_dtype="bfloat16")
+    model = make_model(metrics=[], dtype="bfloat16")
     model.compile("sgd", PEDCCLoss(), metrics={"logits": ["accuracy"]})
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     head = loaded.get_layer("head")
     assert head.streams
-    assert (head.block_size, head.centroids_dtype) == (8, "bfloat16")
+    assert (head.scores, head.variable_dtype) == (BLOCKS, "bfloat16")
     assert keras.backend.standardize_dtype(head.centroids.dtype) == "bfloat16"
     found, expected = (
         each.evaluate(*samples, verbose=0, return_dict=True) for each in (loaded, model)
@@ -212,7 +213,7 @@ def test_model_survives_a_round_trip(samples, tmp_path):
 
 
 def test_prediction_gives_features_to_search_with(samples):
-    plain, model = make_model(streaming=False), make_model()
+    plain, model = make_model(scores="dense"), make_model()
     features = model.predict(samples[0], verbose=0)
     assert set(features) == {"features"}
     logits = plain.predict(samples[0], verbose=0)["logits"]
@@ -254,7 +255,7 @@ def test_search_refuses_arguments(case, change, error, message):
 
 @only_once
 def test_bfloat16_centroids_are_those_that_are_multiplied(samples):
-    model = make_model(centroids_dtype="bfloat16")
+    model = make_model(dtype="bfloat16")
     head = model.get_layer("head")
     rounded = numpy_of(ops.cast(head.centroids, "float32"))
     features = numpy_of(model(samples[0])["features"])
@@ -267,7 +268,7 @@ def test_bfloat16_centroids_are_those_that_are_multiplied(samples):
 
 @only_once
 def test_plain_head_takes_bfloat16_centroids(samples):
-    plain, model = (make_model(s, centroids_dtype="bfloat16") for s in (False, True))
+    plain, model = (make_model(s, dtype="bfloat16") for s in ("dense", BLOCKS))
     found, expected = (
         each.evaluate(*samples, verbose=0, return_dict=True) for each in (model, plain)
     )
@@ -279,7 +280,7 @@ def test_head_streams_by_itself_from_many_classes_on():
     assert not PEDCCDense(many - 1).streams
     assert PEDCCDense(many).streams
     assert not keras_pedcc.CosineDense(many).streams
-    assert not PEDCCDense(many, streaming=False).streams
+    assert not PEDCCDense(many, scores="dense").streams
     assert not PEDCCDense(many, return_features=False).streams
     assert not PEDCCDense(many, return_norm=True).streams
 
@@ -301,11 +302,11 @@ TOP = keras.metrics.SparseTopKCategoricalAccuracy
 @pytest.mark.parametrize("trainable", [False, True])
 def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
     logs = []
-    for streaming in (False, True):
+    for scores in ("dense", BLOCKS):
         keras.utils.set_random_seed(0)
         metrics = ["accuracy", TOP(3, name="top_3"), TOP(CLASSES, name="all")]
         options = {"trainable": trainable, "keep_mean": trainable}
-        model = make_model(streaming, metrics=metrics, **options)
+        model = make_model(scores, metrics=metrics, **options)
         found = fit(model, samples, 1)
         logs.append({name: values[-1] for name, values in found.items()})
         logs.append(model.evaluate(*samples, verbose=0, return_dict=True))
@@ -324,9 +325,9 @@ def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
 )
 def test_metrics_have_the_names_of_keras(samples, metric, name):
     logs = []
-    for streaming in (False, True):
+    for scores in ("dense", BLOCKS):
         keras.utils.set_random_seed(0)
-        model = make_model(streaming, metrics=[metric])
+        model = make_model(scores, metrics=[metric])
         logs.append(model.evaluate(*samples, verbose=0, return_dict=True)[name])
     assert logs[0] == pytest.approx(logs[1])
 
@@ -356,7 +357,7 @@ def test_gradient_without_training_is_refused(case):
 
     def loss(x):
         x, c = map(ops.convert_to_tensor, (x, centroids))
-        z = StreamedLogits(x, c, trained=False, block_size=8, training=False)
+        z = BlockwiseScores(x, c, trained=False, block_size=8, training=False)
         return losses.pedcc_loss(labels, z)
 
     with pytest.raises(ValueError, match="a gradient in training only"):
@@ -368,7 +369,7 @@ class WithoutOutputs(PEDCCModel):
 
     def __init__(self):
         super().__init__()
-        self.head = keras_pedcc.CosineDense(CLASSES, streaming=True)
+        self.head = keras_pedcc.CosineDense(CLASSES, scores="blockwise")
 
     def call(self, x):
         return self.head(x)
@@ -383,15 +384,15 @@ def test_model_without_its_head_is_told_why(samples):
 
 @only_once
 def test_trained_head_streams_too(samples):
-    def made(streaming):
+    def made(scores):
         keras.utils.set_random_seed(3)
         inputs = keras.Input((5,))
-        head = keras_pedcc.CosineDense(CLASSES, streaming=streaming, block_size=8)
+        head = keras_pedcc.CosineDense(CLASSES, scores=scores)
         model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))
         model.compile(keras.optimizers.SGD(0.1), keras_pedcc.AMSoftmaxLoss())
         return model
 
-    plain, model = made(False), made(True)
+    plain, model = made("dense"), made(BLOCKS)
     for each in (plain, model):
         fit(each, samples)
     for ours, theirs in zip(model.weights, plain.weights, strict=True):
@@ -401,17 +402,23 @@ def test_trained_head_streams_too(samples):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"block_size": 0}, ValueError, "`block_size` must be at least 1"),
-        ({"block_size": 1.5}, TypeError, "whole number"),
-        ({"streaming": True, "return_features": False}, ValueError, "alone"),
-        ({"streaming": True, "return_norm": True}, ValueError, "alone"),
-        ({"streaming": "auto"}, ValueError, "must be True, False or None"),
-        ({"centroids_dtype": "int8"}, ValueError, "must be a float dtype"),
+        ({"scores": "blockwise", "return_features": False}, ValueError, "alone"),
+        ({"scores": BLOCKS, "return_norm": True}, ValueError, "return_norm=True"),
+        ({"scores": "auto"}, ValueError, '`scores` must be "dense", "blockwise"'),
+        ({"scores": 8}, ValueError, "Received: scores=8. Leave it out"),
+        ({"dtype": "int32"}, ValueError, "must be a float dtype"),
     ],
 )
 def test_head_refuses_arguments(kwargs, error, message):
     with pytest.raises(error, match=message):
         PEDCCDense(10, **kwargs)
+
+
+def test_block_size_must_be_a_positive_whole_number():
+    with pytest.raises(ValueError, match="`block_size` must be at least 1"):
+        keras_pedcc.Blockwise(0)
+    with pytest.raises(TypeError, match="whole number"):
+        keras_pedcc.Sampled(0.5, block_size=1.5)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +439,7 @@ def test_model_refuses_what_needs_logits(kwargs, message):
 
 def test_model_refuses_features_of_another_layer():
     inputs = keras.Input((5,))
-    with pytest.raises(ValueError, match="head that streams"):
+    with pytest.raises(ValueError, match="from a head that returns them alone"):
         PEDCCModel(inputs, {"features": keras.layers.Dense(DIM)(inputs)})
 
 
@@ -532,9 +539,7 @@ def test_more_classes_than_labels_can_name_are_refused():
 
 @pytest.mark.parametrize("many", [False, True])
 def test_config_says_whether_the_head_streams(many, monkeypatch):
-    monkeypatch.setattr(
-        "keras_pedcc.layers.pedcc_dense.STREAMING_FROM", 10 if many else 99
-    )
+    monkeypatch.setattr("keras_pedcc.PEDCCDense._blockwise_from", 10 if many else 99)
     config = PEDCCDense(CLASSES).get_config()
     monkeypatch.undo()
     assert PEDCCDense.from_config(config).streams == many

@@ -47,7 +47,7 @@ def make_model():
     inputs = keras.Input((5,))
     x = keras.layers.Dropout(0.3)(keras.layers.Dense(6)(inputs))
     model = keras_pedcc.PEDCCModel(
-        inputs, keras_pedcc.PEDCCDense(CLASSES, streaming=True, block_size=8)(x)
+        inputs, keras_pedcc.PEDCCDense(CLASSES, scores=keras_pedcc.Blockwise(8))(x)
     )
     sgd = keras.optimizers.SGD(0.1, momentum=0.9)
     model.compile(sgd, keras_pedcc.PEDCCLoss("auto"))

@@ -49,7 +49,7 @@ def samples():
 def make_model():
     keras.utils.set_random_seed(3)
     inputs = keras.Input((5,))
-    head = keras_pedcc.PEDCCDense(CLASSES, streaming=True, block_size=8, name="head")
+    head = keras_pedcc.PEDCCDense(CLASSES, scores=keras_pedcc.Blockwise(8), name="head")
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(6)(inputs)))
     loss = keras_pedcc.PEDCCLoss("auto")
     model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])

@@ -32,7 +32,7 @@ def _cosines(features, num_classes, args):
     head = keras_pedcc.PEDCCDense(
         num_classes,
         seed=args.centroid_seed,
-        method="random" if args.centroids == "random" else "auto",
+        centroids="random" if args.centroids == "random" else "auto",
         trainable=args.centroids != "pedcc",
         keep_mean=args.keep_mean,
         name="head",

@@ -118,6 +118,11 @@ def filled(values, where, number):
     return ops.where(where, number, values)
 
 
+def nan_unless(valid, values):
+    """`values`, with NaN where `valid` is false."""
+    return filled(values, ops.logical_not(valid), np.nan)
+
+
 def one_hot(index, number, dtype):
     """Rows of zeros with a 1 at `index`, shape `(len(index), number)`.
 

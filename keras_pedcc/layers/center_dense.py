@@ -7,7 +7,7 @@ from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import lengths, unit_vectors
 from keras_pedcc.layers.centroid_variables import mark_centroids
-from keras_pedcc.layers.cosine_dense import use_full_precision
+from keras_pedcc.layers.cosine_dense import float_dtype
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -58,8 +58,7 @@ class CenterDense(keras.layers.Layer):
         center_initializer="zeros",
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        use_full_precision(self)
+        super().__init__(**{**kwargs, "autocast": False})
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -67,32 +66,31 @@ class CenterDense(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
     def build(self, input_shape):
-        dim, num_classes = check_dim(input_shape), self.num_classes
-        self.kernel = self.add_weight(
-            shape=(dim, num_classes), initializer=self.kernel_initializer, name="kernel"
-        )
-        self.bias = self.add_weight(
-            shape=(num_classes,), initializer="zeros", name="bias"
-        )
-        self.centers = self.add_weight(
-            shape=(num_classes, dim),
-            initializer=self.center_initializer,
-            name="centers",
-        )
+        dim, number = check_dim(input_shape), self.num_classes
+        self.kernel = self._add("kernel", (dim, number), self.kernel_initializer)
+        self.bias = self._add("bias", (number,), "zeros")
+        self.centers = self._add("centers", (number, dim), self.center_initializer)
         mark_centroids(self.centers)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
 
+    def _add(self, name, shape, initializer):
+        return self.add_weight(
+            shape=shape, initializer=initializer, autocast=False, name=name
+        )
+
     def call(self, inputs):
-        inputs = ops.cast(inputs, self.compute_dtype)
+        inputs = ops.cast(inputs, float_dtype(self))
+        kernel = ops.cast(self.kernel, inputs.dtype)
+        bias = ops.cast(self.bias, inputs.dtype)
         with full_precision(inputs):
-            logits = ops.matmul(inputs, self.kernel) + self.bias
+            logits = ops.matmul(inputs, kernel) + bias
         return {
             "features": unit_vectors(inputs),
             "norm": lengths(inputs),
             "logits": logits,
         }
 
-    def for_loss(self, outputs):
+    def for_loss(self, outputs, training=True, ranked=False):
         """What `CenterLoss` takes: the outputs and, under `"centers"`, the centres.
 
         `PEDCCModel` calls it. In a training loop of your own:

@@ -7,8 +7,9 @@ from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
-from keras_pedcc.scores.blockwise import BLOCK_SIZE, StreamedLogits
-from keras_pedcc.scores.sampled import SampledLogits, check_sampling, number_of_samples
+from keras_pedcc.scores.blockwise import BlockwiseScores
+from keras_pedcc.scores.choice import Blockwise, check_scores
+from keras_pedcc.scores.sampled import SampledScores, number_of_samples
 from keras_pedcc.scores.sharding import check_divisible, check_layout, class_layout
 
 
@@ -23,7 +24,9 @@ class CosineDense(keras.layers.Layer):
     predefined, frozen centroids.
 
     The layer computes in float32 under every dtype policy (under `"float64"` in float64
-    on TensorFlow), because the square of a float16 feature overflows.
+    on TensorFlow), because the square of a float16 feature overflows. Its weight has
+    the variable dtype of the policy: `dtype="bfloat16"` halves its memory, and loses
+    fine-tuning at a small rate in rounding.
 
     Args:
         num_classes: int, at least 2.
@@ -34,19 +37,12 @@ class CosineDense(keras.layers.Layer):
             the layer has seen, which it counts in one more weight, `iterations`.
         kernel_initializer: Initializer of the centroids; only their direction
             matters.
-        streaming: bool. Whether to return the features alone and leave the logits to
-            the loss, which takes them by blocks of classes and never holds all of
-            them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. Defaults to `None`, which is False for this head.
-        block_size: int, at least 1. Classes per block, when streaming.
-        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
-            each training step draws, beside those of its batch, for a head that streams
-            (`None` as `streaming` is True then); see `SampledLogits`. The loss
-            of training is lower in the mean than the exact one, and the accuracy of
-            training is that among these classes. Evaluation takes all classes.
-        centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
-            memory; `None` for that of the policy's variables. Fine-tuning at a small
-            rate is lost in the rounding of a short one.
+        scores: How a loss gets the cosines. `"dense"`: the head returns all of them
+            as `"logits"`. `"blockwise"`, or a `keras_pedcc.Blockwise`: it returns the
+            features alone, and the loss computes the cosines by blocks of classes.
+            A `keras_pedcc.Sampled`: training takes a random part of the classes. The
+            latter two need a `PEDCCModel` (or `for_loss`), a loss with a margin, and
+            class indices as labels. Defaults to `"dense"`.
         **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
 
     Call arguments:
@@ -56,15 +52,14 @@ class CosineDense(keras.layers.Layer):
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
         [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`. Streaming, a dict of
-        `"features"` alone.
+        and `"iterations"`, int32, both of shape `(batch,)`. With scores that are not
+        `"dense"`, a dict of `"features"` alone.
 
     Raises:
         TypeError: `num_classes` is not a whole number.
         ValueError: `num_classes` or the last dimension of the input is below 2;
-            a norm is asked for without features, or streaming with a norm or without
-            features; `block_size` is below 1; `sampling_rate` is outside (0, 1], or
-            given to a head that does not stream.
+            a norm is asked for without features; `scores` is none of the above, or
+            leaves the logits to the loss in a head that shall return them or a norm.
 
     Example:
 
@@ -76,6 +71,9 @@ class CosineDense(keras.layers.Layer):
     2018, section 3.
     """
 
+    # Heads with so many classes compute by blocks unless `scores` says otherwise.
+    _blockwise_from = float("inf")
+
     def __init__(
         self,
         num_classes,
@@ -83,14 +81,12 @@ class CosineDense(keras.layers.Layer):
         return_features=True,
         return_norm=False,
         kernel_initializer="random_normal",
-        streaming=None,
-        block_size=BLOCK_SIZE,
-        sampling_rate=None,
-        centroids_dtype=None,
+        scores=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        use_full_precision(self)
+        # Inputs and weights are cast here, to float32 whatever the policy computes in.
+        super().__init__(**{**kwargs, "autocast": False})
+        _check_float(self.variable_dtype)
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
         if return_norm and not return_features:
@@ -100,18 +96,27 @@ class CosineDense(keras.layers.Layer):
             )
         self.return_features = return_features
         self.return_norm = return_norm
-        check_whole(1, block_size=block_size)
-        self.streaming = _check_streaming(streaming, return_features, return_norm)
-        self.block_size = int(block_size)
-        self.sampling_rate = check_sampling(
-            sampling_rate, streaming, return_features, return_norm
-        )
-        if self.sampling_rate is not None:
+        self.scores = self._choose(scores)
+        self.streams = self.scores != "dense"
+        if self.streams and self.scores.sample_rate is not None:
             self.seed_generator = keras.random.SeedGenerator()
-        self.centroids_dtype = _check_float(centroids_dtype)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.margin_share = MarginShare()
+
+    def _choose(self, scores):
+        plain = self.return_features and not self.return_norm
+        if scores is None:
+            many = self.num_classes >= self._blockwise_from
+            return Blockwise() if many and plain else "dense"
+        scores = check_scores(scores)
+        if scores != "dense" and not plain:
+            raise ValueError(
+                "A head whose `scores` the loss computes returns the features alone. "
+                f"Received: scores={scores!r}, return_features={self.return_features}, "
+                f"return_norm={self.return_norm}. Leave `scores` out, or the others."
+            )
+        return scores
 
     def build(self, input_shape):
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
@@ -120,37 +125,45 @@ class CosineDense(keras.layers.Layer):
     def metrics(self):
         return [*super().metrics, *self.margin_share.metrics]
 
-    @property
-    def streams(self):
-        """Whether the logits are left to the loss."""
-        return bool(self.streaming) or self.sampling_rate is not None
+    def for_loss(self, outputs, training=True, ranked=False):
+        """What a loss takes: the outputs, with `Scores` where there are no logits.
 
-    def stream(self, features, training, ranked=False):
-        """The logits that this head leaves to the loss, as `StreamedLogits`."""
-        if training and self.sampling_rate is not None:
-            return self._sample(features)
-        return StreamedLogits(
+        `PEDCCModel` calls it. In a training loop of your own:
+        `loss(y, head.for_loss(head(x, training=True)))`.
+
+        Args:
+            outputs: What the head returned.
+            training: bool. Whether the loss needs gradients. Defaults to `True`.
+            ranked: bool. Whether `Scores.rank` counts the nearer classes; else it
+                tells only whether there are any.
+        """
+        if not self.streams:
+            return outputs
+        scores = self._scores_of(outputs["features"], training, ranked)
+        return {**outputs, "logits": scores}
+
+    def _scores_of(self, features, training, ranked):
+        if training and self.scores.sample_rate is not None:
+            return SampledScores(
+                features,
+                ops.convert_to_tensor(self.centroids),
+                trained=self.trainable,
+                number=number_of_samples(self.num_classes, self.scores.sample_rate),
+                seed=self.seed_generator,
+            )
+        return BlockwiseScores(
             features,
             self._centroids_for(training),
             trained=self.trainable,
-            block_size=self.block_size,
+            block_size=self.scores.block_size,
             training=training,
             ranked=ranked,
             layout=self._layout,
         )
 
-    def _sample(self, features):
-        return SampledLogits(
-            features,
-            ops.convert_to_tensor(self.centroids),
-            trained=self.trainable,
-            number=number_of_samples(self.num_classes, self.sampling_rate),
-            seed=self.seed_generator,
-        )
-
     def call(self, inputs, training=None):
         self._check_place()
-        inputs = ops.cast(inputs, self.compute_dtype)
+        inputs = ops.cast(inputs, float_dtype(self))
         with full_precision(inputs):
             return self._outputs(inputs, training)
 
@@ -178,11 +191,7 @@ class CosineDense(keras.layers.Layer):
         config["num_classes"] = self.num_classes
         config["return_features"] = self.return_features
         config["return_norm"] = self.return_norm
-        # As it was decided here: elsewhere the outputs would be others.
-        config["streaming"] = self.streams if self.streaming is None else self.streaming
-        config["block_size"] = self.block_size
-        config["sampling_rate"] = self.sampling_rate
-        config["centroids_dtype"] = self.centroids_dtype
+        config["scores"] = keras.saving.serialize_keras_object(self.scores)
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
         )
@@ -194,8 +203,7 @@ class CosineDense(keras.layers.Layer):
         self.centroids = self.add_weight(
             shape=(self.num_classes, dim),
             initializer=initializer,
-            dtype=self.centroids_dtype,
-            autocast=self.centroids_dtype is None,
+            autocast=False,
             name="centroids",
         )
         self._add_counter(dim)
@@ -213,18 +221,16 @@ class CosineDense(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
 
     def _check_place(self):
-        check_layout(self, self._layout)
+        if keras.distribution.distribution() is not None:
+            check_layout(self, self._layout)
 
     def _logits(self, features, training):
-        centroids = ops.cast(self._centroids_for(training), features.dtype)
-        return self._cosines(features, centroids, training)
+        centroids = self._centroids_for(training)
+        return cosines(features, ops.cast(centroids, features.dtype))
 
     def _centroids_for(self, training):
-        """The centroids as a tensor, from which the logits are taken."""
+        """The centroids as a tensor, from which the logits are computed."""
         return ops.convert_to_tensor(self.centroids)
-
-    def _cosines(self, features, centroids, training):
-        return cosines(features, centroids)
 
     def _count(self, inputs, training):
         """The training steps so far, this one included, for each sample."""
@@ -234,31 +240,15 @@ class CosineDense(keras.layers.Layer):
         return ops.broadcast_to(steps, ops.shape(inputs)[:1])
 
 
-def _check_streaming(streaming, return_features, return_norm):
-    if streaming and (return_norm or not return_features):
-        raise ValueError(
-            "`streaming` returns the features alone. Received: streaming=True in a "
-            f"head with return_features={return_features}, return_norm={return_norm}. "
-            "Leave `streaming` out, or the others."
-        )
-    if streaming not in (None, True, False):
-        raise ValueError(
-            "`streaming` must be True, False or None. Received: streaming="
-            f"{streaming!r}. Leave it out for what suits the number of classes."
-        )
-    return streaming
-
-
 def _check_float(dtype):
-    if dtype is not None and "float" not in keras.backend.standardize_dtype(dtype):
+    if "float" not in dtype:
         raise ValueError(
-            "`centroids_dtype` must be a float dtype. Received: centroids_dtype="
-            f'{dtype!r}. Pass "bfloat16", or leave it out.'
+            f"`dtype` must be a float dtype. Received: dtype={dtype!r}. Pass "
+            '"bfloat16", or leave it out.'
         )
-    return dtype
 
 
-def use_full_precision(layer):
-    """Has a layer compute in float32 whatever its policy, but for float64."""
-    if keras.backend.standardize_dtype(layer.compute_dtype) != "float64":
-        layer.dtype_policy = "float32"
+def float_dtype(layer):
+    """The dtype a head computes in: float64 if its policy does, else float32."""
+    double = keras.backend.standardize_dtype(layer.compute_dtype) == "float64"
+    return "float64" if double else "float32"

@@ -12,15 +12,15 @@ from keras_pedcc.centroids.closed_forms import (
 from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
-from keras_pedcc.scores.kerdock import KerdockLogits
+from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
+from keras_pedcc.scores.kerdock import KerdockScores
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 class KerdockDense(CosineDense):
     """Classification head with Kerdock's vectors as centroids, and without their array.
 
-    The same function as `PEDCCDense(num_classes, method="kerdock", seed=seed)`, with
+    The same function as `PEDCCDense(num_classes, centroids="kerdock", seed=seed)`, with
     cosines by the fast Walsh-Hadamard transform: for each `2 d` classes, d the largest
     power of two up to `dim`, it holds d bytes instead of `8 d dim`, and multiplies
     `d (r + q)` times for each sample, r q = d, instead of `2 d dim`. Shapes, dtypes and
@@ -39,10 +39,9 @@ class KerdockDense(CosineDense):
         return_norm: bool. Whether to return, beside the features, what A-Softmax
             needs: their length before the division, and the training steps that
             the layer has seen, which it counts in one more weight, `iterations`.
-        streaming: bool. Whether to return the features alone and leave the logits to
-            the loss, see `PEDCCDense`. `None`: from as many classes on as there.
-        block_size: int, at least 1. Classes per block, when streaming; rounded up to a
-            multiple of `2 d`.
+        scores: `"dense"`, `"blockwise"` or a `keras_pedcc.Blockwise`, see
+            `CosineDense`; blocks are rounded up to a multiple of `2 d`. Defaults to
+            `"blockwise"` from 100,000 classes on, as in `PEDCCDense`.
         **kwargs: `name`, `dtype`, see `keras.layers.Layer`.
 
     Call arguments:
@@ -55,13 +54,13 @@ class KerdockDense(CosineDense):
 
     Returns:
         As `CosineDense`: a dict of `"features"` and `"logits"`, the logits alone, or
-        streaming a dict of `"features"` alone.
+        a dict of `"features"` alone.
 
     Raises:
         TypeError: `num_classes` or `seed` is not a whole number.
         ValueError: `num_classes` is outside the range above, which is known once the
-            layer is built; a norm is asked for without features, or streaming with a
-            norm or without features; `block_size` is below 1.
+            layer is built; a norm is asked for without features; `scores` is a
+            `Sampled`, or as in `CosineDense`.
 
     Example:
 
@@ -75,6 +74,8 @@ class KerdockDense(CosineDense):
     1997.
     """
 
+    _blockwise_from = BLOCKWISE_FROM
+
     def __init__(
         self,
         num_classes,
@@ -82,8 +83,7 @@ class KerdockDense(CosineDense):
         seed=0,
         return_features=True,
         return_norm=False,
-        streaming=None,
-        block_size=BLOCK_SIZE,
+        scores=None,
         **kwargs,
     ):
         kwargs.setdefault("trainable", False)
@@ -92,10 +92,11 @@ class KerdockDense(CosineDense):
             num_classes,
             return_features=return_features,
             return_norm=return_norm,
-            streaming=streaming,
-            block_size=block_size,
+            scores=scores,
             **kwargs,
         )
+        if self.streams and self.scores.sample_rate is not None:
+            _refuse_others({"scores": self.scores})
         check_whole(0, seed=seed)
         self.seed = int(seed)
 
@@ -130,26 +131,18 @@ class KerdockDense(CosineDense):
         parts = map(ops.convert_to_tensor, self._parts)
         return KerdockCentroids(self.num_classes, self.dim, *parts)
 
-    @property
-    def streams(self):
-        if self.streaming is not None:
-            return self.streaming
-        plain = self.return_features and not self.return_norm
-        return plain and self.num_classes >= STREAMING_FROM
-
-    def stream(self, features, training, ranked=False):
-        return KerdockLogits(
+    def _scores_of(self, features, training, ranked):
+        return KerdockScores(
             features,
             self.centroids,
-            block_size=self.block_size,
+            block_size=self.scores.block_size,
             training=training,
             ranked=ranked,
         )
 
     def get_config(self):
         config = super().get_config()
-        for name in ("kernel_initializer", "sampling_rate", "centroids_dtype"):
-            del config[name]
+        del config["kernel_initializer"]
         config["seed"] = self.seed
         return config
 
@@ -162,8 +155,7 @@ class KerdockDense(CosineDense):
 
 def _refuse_others(kwargs):
     """Raises for arguments of other heads, which this one would not follow."""
-    others = ["sampling_rate", "centroids_dtype", "kernel_initializer"]
-    others += ["method", "centroids"]
+    others = ["kernel_initializer", "centroids", "scores"]
     given = [name for name in others if kwargs.get(name) is not None]
     if given:
         raise ValueError(

@@ -12,23 +12,21 @@ class MarginShare:
 
     Attributes:
         share: The share as a float, 1 while no `MarginWarmup` runs.
+        value: The variable that holds it, or `None`: the margin is full.
         metrics: The metric that has the variable, in a list that is else empty.
         callback: The `MarginWarmup` that sets the share.
     """
 
     def __init__(self):
         self.share = 1.0
+        self.value = None
         self.metrics = []
         self.callback = None
-
-    @property
-    def value(self):
-        """The variable, or `None`: the margin is full."""
-        return self.metrics[0].value if self.metrics else None
 
     def start(self):
         """Makes the variable, with the value 1."""
         self.metrics = [_Share()]
+        self.value = self.metrics[0].value
 
     def set(self, share):
         """Sets the variable."""
@@ -37,7 +35,7 @@ class MarginShare:
 
     def stop(self):
         """Forgets the variable."""
-        self.share, self.metrics = 1.0, []
+        self.share, self.value, self.metrics = 1.0, None, []
 
 
 class _Share(keras.metrics.Metric):

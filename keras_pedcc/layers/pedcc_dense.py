@@ -7,10 +7,10 @@ from keras import ops
 from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
 from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.common.internals import let_tapes_watch
-from keras_pedcc.common.vectors import cosines, with_fixed_mean
+from keras_pedcc.common.vectors import with_fixed_mean
 from keras_pedcc.layers.centroid_variables import mark_centroids
-from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.scores.blockwise import BLOCK_SIZE, STREAMING_FROM
+from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
+from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -35,31 +35,21 @@ class PEDCCDense(CosineDense):
     Args:
         num_classes: int, at least 2.
         seed: int, at least 0. Draws the centroids: same seed, same centroids.
-        method: How they are made, see `keras_pedcc.generate_pedcc`.
-        centroids: Array of shape `(num_classes, dim)` to use instead; its rows
-            are divided by their length. It is saved as the weight and not in
-            the config, where the word `"saved"` stands for it: a file or JSON
-            of the model brings the layer back (JSON with NaN until the weights
+        centroids: How they are made: a method of `keras_pedcc.generate_pedcc`, or
+            `None` for `"auto"`. Or an array of shape `(num_classes, dim)` to use
+            instead; its rows are divided by their length. An array is saved as the
+            weight and not in the config, where the word `"saved"` stands for it: a file
+            or JSON of the model brings the layer back (JSON with NaN until the weights
             are loaded), `keras.models.clone_model` cannot and raises.
         return_features: bool. Whether to return the unit features beside the
             logits.
         return_norm: bool. Whether to return, beside the features, what A-Softmax
             needs: their length before the division, and the training steps that
             the layer has seen, which it counts in one more weight, `iterations`.
-        streaming: bool. Whether to return the features alone and leave the logits to
-            the loss, which takes them by blocks of classes and never holds all of
-            them; the loss, with a margin and class indices as labels, must be in a
-            `PEDCCModel`. `None`: from 100,000 classes on, unless `return_features` or
-            `return_norm` say otherwise.
-        block_size: int, at least 1. Classes per block, when streaming.
-        sampling_rate: Float in (0, 1], or `None` for 1. The part of all classes that
-            each training step draws, beside those of its batch, for a head that streams
-            (`None` as `streaming` is True then); see `SampledLogits`. The loss
-            of training is lower in the mean than the exact one, and the accuracy of
-            training is that among these classes. Evaluation takes all classes.
-        centroids_dtype: Float dtype of the weight, such as `"bfloat16"` to halve its
-            memory; `None` for that of the policy's variables. Fine-tuning at a small
-            rate is lost in the rounding of a short one.
+        scores: How a loss gets the cosines: `"dense"`, `"blockwise"`, or a
+            `keras_pedcc.Blockwise` or `keras_pedcc.Sampled`, see `CosineDense`.
+            Defaults to `"blockwise"` from 100,000 classes on, unless
+            `return_features` or `return_norm` say otherwise, else to `"dense"`.
         keep_mean: bool. Whether the mean of the centroids stays where it is while they
             are trained: the mean over the classes is taken from their gradients, see
             `with_fixed_mean`. Else eq. 9, the second part of `PEDCCLoss`, can
@@ -68,9 +58,9 @@ class PEDCCDense(CosineDense):
             frequent; frequent ones still gather where others are rare. It acts in
             calls with `training=True`, exactly with float32 centroids and SGD,
             momentum included, without clipping, and takes some memory of the size of
-            the centroids. `None`: True if `trainable=True` is given here to a head
-            that does not stream; so not where centroids are trained late, as in the
-            paper. Not with `sampling_rate`.
+            the centroids. Defaults to True if `trainable=True` is given here to a head
+            with dense scores; so not where centroids are trained late, as in the
+            paper. Not with `Sampled`.
         **kwargs: `name`, `dtype`, see `keras.layers.Layer`; `trainable=True` or
             `frozen=False` for centroids that are trained from the start. Defaults to
             frozen ones.
@@ -82,16 +72,14 @@ class PEDCCDense(CosineDense):
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
         [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`. Streaming, a dict of
-        `"features"` alone.
+        and `"iterations"`, int32, both of shape `(batch,)`. With scores that are not
+        `"dense"`, a dict of `"features"` alone.
 
     Raises:
         TypeError: `num_classes` or `seed` is not a whole number.
-        ValueError: A size is below 2, `method` is unknown, `centroids` has
-            another shape, a NaN, or a row of zeros; a norm is asked for without
-            features, or streaming with a norm or without features; `block_size` is
-            below 1; `sampling_rate` is outside (0, 1], or given to a head that does
-            not stream, or with `keep_mean`.
+        ValueError: A size is below 2, `centroids` is no method, or has another
+            shape, a NaN, or a row of zeros; a norm is asked for without features;
+            `scores` as in `CosineDense`, or a `Sampled` with `keep_mean`.
 
     Example:
 
@@ -104,24 +92,20 @@ class PEDCCDense(CosineDense):
     """
 
     _frozen = True  # until the constructor says more
+    _blockwise_from = BLOCKWISE_FROM
 
     def __init__(
         self,
         num_classes,
         *,
         seed=0,
-        method="auto",
         centroids=None,
         return_features=True,
         return_norm=False,
-        streaming=None,
-        block_size=BLOCK_SIZE,
-        sampling_rate=None,
-        centroids_dtype=None,
+        scores=None,
         keep_mean=None,
         **kwargs,
     ):
-        kwargs.pop("kernel_initializer", None)
         trained = kwargs.get("trainable", False)
         frozen = kwargs.pop("frozen", None)
         fine_tuned = kwargs.pop("fine_tuned", False)
@@ -129,10 +113,7 @@ class PEDCCDense(CosineDense):
             num_classes,
             return_features=return_features,
             return_norm=return_norm,
-            streaming=streaming,
-            block_size=block_size,
-            sampling_rate=sampling_rate,
-            centroids_dtype=centroids_dtype,
+            scores=scores,
             **kwargs,
         )
         if frozen is None:
@@ -141,12 +122,10 @@ class PEDCCDense(CosineDense):
         self.frozen, self.fine_tuned = frozen, fine_tuned
         check_whole(0, seed=seed)
         self.seed = int(seed)
-        self.method = _check_method(method)
         if keep_mean is None:
             keep_mean = not self.frozen and not self.streams
-        self.keep_mean = _check_keep_mean(keep_mean, sampling_rate)
-        dtype = self.centroids_dtype or self.variable_dtype
-        self._source = _check_source(centroids, num_classes, dtype)
+        self.keep_mean = _check_keep_mean(keep_mean, self.scores)
+        self._source = _check_source(centroids, num_classes, self.variable_dtype)
         self._restoring = False
 
     @property
@@ -189,7 +168,7 @@ class PEDCCDense(CosineDense):
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         mark_centroids(self.centroids)
-        if not isinstance(self._source, str | None):
+        if not isinstance(self._source, str):
             self._source = "saved"
 
     def build_from_config(self, config):
@@ -198,11 +177,6 @@ class PEDCCDense(CosineDense):
         super().build_from_config(config)
         self._restoring = False
 
-    @classmethod
-    def from_config(cls, config):
-        # Files older than `keep_mean` were trained without it.
-        return super().from_config({"keep_mean": False, **config})
-
     def get_config(self):
         config = super().get_config()
         del config["kernel_initializer"]
@@ -210,28 +184,17 @@ class PEDCCDense(CosineDense):
         config["frozen"] = self.frozen
         config["fine_tuned"] = self.fine_tuned
         config["seed"] = self.seed
-        config["method"] = self.method
         config["keep_mean"] = self.keep_mean
-        config["centroids"] = None if self._source is None else "saved"
+        config["centroids"] = self._source if isinstance(self._source, str) else "saved"
         return config
 
-    @property
-    def streams(self):
-        if self.streaming is not None or self.sampling_rate is not None:
-            return self.streaming is not False
-        plain = self.return_features and not self.return_norm
-        return plain and self.num_classes >= STREAMING_FROM
-
     def _centroids_for(self, training):
-        values = super()._centroids_for(training)
-        if training and self.trainable and self.keep_mean:
-            return with_fixed_mean(ops.cast(values, self.compute_dtype))
-        return values
-
-    def _cosines(self, features, centroids, training):
+        values = ops.convert_to_tensor(self.centroids)
         if not self.trainable:
-            centroids = ops.stop_gradient(centroids)
-        return cosines(features, centroids)
+            return ops.stop_gradient(values)
+        if training and self.keep_mean:
+            return with_fixed_mean(ops.cast(values, float_dtype(self)))
+        return values
 
     def _initializer(self, dim):
         if self._restoring:
@@ -239,14 +202,14 @@ class PEDCCDense(CosineDense):
             # to infinity are NaN, too.
             alone = keras.distribution.distribution() is None
             return keras.initializers.Constant(float("nan" if alone else "inf"))
-        if isinstance(self._source, str):
+        if isinstance(self._source, str) and self._source == "saved":
             raise ValueError(
                 "A layer with given `centroids` cannot be made again from its config "
                 f'alone. Received: centroids="saved" in layer {self.name!r}. Pass the '
                 "array; to copy a model, save and load it, or give `clone_model` a "
                 "`clone_function`."
             )
-        if self._source is None:
+        if isinstance(self._source, str):
             return _Made(self, self._generated)
         given = self._source
         if given.shape[1] != dim:
@@ -262,7 +225,7 @@ class PEDCCDense(CosineDense):
         # Short from the start: a long copy beside it may be most of the memory.
         made = dtype if dtype in DTYPES else "float32"
         centroids = generate_pedcc(
-            *shape, method=self.method, seed=self.seed, dtype=made
+            *shape, method=self._source, seed=self.seed, dtype=made
         )
         return ops.cast(centroids, dtype)
 
@@ -284,27 +247,25 @@ class _Made(keras.initializers.Initializer):
         return self.head._layout.spread(made, self.head._layout.axes)
 
 
-def _check_keep_mean(keep_mean, sampling_rate):
-    if keep_mean and sampling_rate is not None:
+def _check_keep_mean(keep_mean, scores):
+    if keep_mean and scores != "dense" and scores.sample_rate is not None:
         raise ValueError(
-            "`keep_mean` moves all centroids at each step, `sampling_rate` those of a "
-            f"few classes. Received: keep_mean={keep_mean}, sampling_rate="
-            f"{sampling_rate}. Leave one of them out."
+            "`keep_mean` moves all centroids at each step, `Sampled` those of a few "
+            f"classes. Received: keep_mean={keep_mean}, scores={scores!r}. Leave one "
+            "out."
         )
     return bool(keep_mean)
 
 
-def _check_method(method):
-    if method not in METHODS:
-        raise ValueError(
-            f"`method` must be one of {METHODS}. Received: method={method!r}. "
-            "Leave it out for the best that is affordable."
-        )
-    return method
-
-
 def _check_source(centroids, num_classes, dtype):
-    if centroids is None or (isinstance(centroids, str) and centroids == "saved"):
+    if centroids is None:
+        return "auto"
+    if isinstance(centroids, str):
+        if centroids not in (*METHODS, "saved"):
+            raise ValueError(
+                f"`centroids` must be an array or one of {METHODS}. Received: "
+                f"centroids={centroids!r}. Leave it out for the best one."
+            )
         return centroids
     if not isinstance(centroids, np.ndarray):
         centroids = ops.convert_to_numpy(centroids)

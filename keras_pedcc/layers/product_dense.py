@@ -61,5 +61,5 @@ class ProductDense(CosineDense):
 
     def get_config(self):
         config = super().get_config()
-        del config["return_features"], config["return_norm"]
+        del config["return_features"], config["return_norm"], config["scores"]
         return config

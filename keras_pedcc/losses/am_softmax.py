@@ -4,8 +4,7 @@ import keras
 
 from keras_pedcc.losses.arguments import check_cosine_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.entropy import additive_entropy
-from keras_pedcc.losses.targets import prepare
+from keras_pedcc.losses.targets import margin_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -51,7 +50,13 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """
     check_scale(scale)
     check_cosine_margin(margin)
-    return additive_entropy(*prepare(y_true, y_pred), scale, margin)
+    return _am_softmax(y_true, y_pred, scale, margin)
+
+
+def _am_softmax(y_true, y_pred, scale, margin):
+    scores, target, valid = prepare(y_true, y_pred)
+    margin = margin_of(margin, scores, target)
+    return scores.additive_entropy(target, valid, scale, margin)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -97,4 +102,4 @@ class AMSoftmaxLoss(MarginLoss):
         return 1 - margin
 
     def call(self, y_true, y_pred):
-        return am_softmax_loss(y_true, y_pred, **self.constants(y_pred))
+        return _am_softmax(y_true, y_pred, *self.constants(y_pred))

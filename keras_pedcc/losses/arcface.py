@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_pedcc.common.gradients import with_gradient
-from keras_pedcc.losses.arguments import check_margin, check_scale, margin_of
+from keras_pedcc.common.vectors import nan_unless
+from keras_pedcc.losses.arguments import check_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.entropy import margin_entropy
-from keras_pedcc.losses.targets import prepare
+from keras_pedcc.losses.targets import margin_of, prepare
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
@@ -59,10 +59,14 @@ def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     """
     check_scale(scale)
     check_margin(margin, math.pi, _ANGLES)
-    logits, target, valid = prepare(y_true, y_pred)
-    dtype = keras.backend.standardize_dtype(logits.dtype)
-    angle = ops.convert_to_tensor(margin_of(margin, logits, target), dtype)
-    return margin_entropy(logits, target, valid, lambda c: _turned(c, angle), scale)
+    return _arcface(y_true, y_pred, scale, margin)
+
+
+def _arcface(y_true, y_pred, scale, margin):
+    scores, target, valid = prepare(y_true, y_pred)
+    angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
+    loss = scores.entropy(target, lambda cosines: _turned(cosines, angle), scale)
+    return nan_unless(valid, loss)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -110,7 +114,7 @@ class ArcFaceLoss(MarginLoss):
         return math.cos(margin)
 
     def call(self, y_true, y_pred):
-        return arcface_loss(y_true, y_pred, **self.constants(y_pred))
+        return _arcface(y_true, y_pred, *self.constants(y_pred))
 
 
 def _turned(cosines, margin):

@@ -1,7 +1,5 @@
 """The constants of losses: what is checked of them, and the form they are used in."""
 
-import contextlib
-import contextvars
 import numbers
 
 import keras
@@ -88,53 +86,6 @@ def plain_margin(margin):
     if is_sequence(margin):
         return [float(each) for each in margin]
     return float(margin)
-
-
-# Of the model whose loss is computed, in this thread: replicas have one each.
-_SHARE = contextvars.ContextVar("share of the margin")
-
-
-@contextlib.contextmanager
-def margin_share(share):
-    """Gives the losses computed inside this share of their margin, `None` for all.
-
-    One loss may be that of several models: inside, what it carries does not count.
-    """
-    token = _SHARE.set(share)
-    try:
-        yield
-    finally:
-        _SHARE.reset(token)
-
-
-def carried_share(loss):
-    """The share of its margin that a loss has at the moment, `None` for all of it."""
-    return _SHARE.get(loss.margin_share)
-
-
-def margin_of(margin, logits, target):
-    """The margin in the shape in which it is subtracted, or added to an angle.
-
-    One margin for all classes: a number, or a tensor of shape `()`. One per class:
-    for indices as `target` that of each sample's class, shape `(batch, 1)`; for
-    soft labels shape `(num_classes,)`.
-    """
-    if isinstance(margin, numbers.Real):
-        return margin
-    margin = ops.convert_to_tensor(
-        margin, keras.backend.standardize_dtype(logits.dtype)
-    )
-    if len(margin.shape) == 0:
-        return margin
-    if tuple(margin.shape) != (logits.shape[1],):
-        raise ValueError(
-            "`margin` must be one number, or one per class. Received: margin of "
-            f"shape {tuple(margin.shape)}, num_classes={logits.shape[1]}. Pass as "
-            "many as there are classes."
-        )
-    if len(target.shape) == 2:
-        return margin
-    return ops.expand_dims(ops.take(margin, target), 1)
 
 
 def weighted(values, sample_weight):

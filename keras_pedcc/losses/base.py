@@ -1,17 +1,32 @@
 """The base of the losses of cosines with a scale and a margin."""
 
+import contextlib
+import contextvars
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.losses.arguments import (
-    carried_share,
-    check_dtype,
-    is_sequence,
-    plain_margin,
-)
+from keras_pedcc.losses.arguments import check_dtype, is_sequence, plain_margin
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 from keras_pedcc.losses.targets import logits_of
+from keras_pedcc.scores.protocol import Scores
+
+# Of the model whose loss is computed, in this thread: replicas have one each.
+_SHARE = contextvars.ContextVar("share of the margin")
+
+
+@contextlib.contextmanager
+def margin_share(share):
+    """Gives the losses computed inside this share of their margin, `None` for all.
+
+    One loss may be that of several models: inside, what it carries does not count.
+    """
+    token = _SHARE.set(share)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
 
 
 class MarginLoss(keras.losses.Loss):
@@ -25,12 +40,13 @@ class MarginLoss(keras.losses.Loss):
         dtype: `"float32"` or `"float64"`.
     """
 
+    weights_inside = False  # whether `call` takes the sample weights
+
     def __init__(self, scale, margin, *, reduction, name, dtype):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.scale = check_scale_or_auto(scale)
         self.margin = margin
-        self.margin_share = None  # what `MarginWarmup` gives it, see `carried_share`
-        self.warned = False  # of a scale that is too small
+        self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
     @property
     def margin(self):
@@ -45,9 +61,17 @@ class MarginLoss(keras.losses.Loss):
             # Once: there may be as many as there are classes, in every step.
             self._largest = max(self._margin)
             self._constant = ops.convert_to_tensor(np.array(self._margin, self.dtype))
+        self._scales = {}  # by the number of classes
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+        logits = logits_of(y_pred)
+        held = not isinstance(logits, Scores)
+        y_pred = ops.convert_to_tensor(logits) if held else logits.features
+        if self.weights_inside and sample_weight is not None:
+            y_pred, sample_weight = (y_pred, sample_weight), None
+        if held:
+            return super().__call__(y_true, y_pred, sample_weight)
+        return _OfScores(self, logits)(y_true, y_pred, sample_weight)
 
     def get_config(self):
         own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
@@ -62,10 +86,26 @@ class MarginLoss(keras.losses.Loss):
         raise NotImplementedError
 
     def constants(self, logits):
-        """The arguments `scale` and `margin` of the function, for these logits."""
-        scale = scale_of(self, logits, self._largest)
-        share = carried_share(self)
+        """Scale and margin for these logits."""
+        number = logits.shape[1] if len(logits.shape) == 2 else None
+        key = number, self.scale
+        if key not in self._scales:  # warns, and only once
+            self._scales[key] = scale_of(self, number, self._largest)
+        share = _SHARE.get(self.margin_share)
         if share is None:
-            return {"scale": scale, "margin": self._constant}
+            return self._scales[key], self._constant
         share = ops.convert_to_tensor(share)
-        return {"scale": scale, "margin": share * ops.cast(self._constant, share.dtype)}
+        return self._scales[key], share * ops.cast(self._constant, share.dtype)
+
+
+class _OfScores(keras.losses.Loss):
+    """Reduces a loss of `Scores`, of which Keras could make no tensor."""
+
+    def __init__(self, loss, scores):
+        super().__init__(loss.name, loss.reduction, loss.dtype)
+        self.loss, self.scores = loss, scores
+
+    def call(self, y_true, y_pred):
+        if isinstance(y_pred, tuple):
+            return self.loss.call(y_true, (self.scores, *y_pred[1:]))
+        return self.loss.call(y_true, self.scores)

@@ -5,9 +5,8 @@ from keras import ops
 
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.replicas import number_of_replicas, sum_over_replicas
-from keras_pedcc.common.vectors import filled
+from keras_pedcc.common.vectors import filled, nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
-from keras_pedcc.losses.entropy import margin_entropy
 from keras_pedcc.losses.targets import prepare
 
 
@@ -53,9 +52,9 @@ def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
     Recognition", 2016, eqs. 2 to 5.
     """
     check_range("center_weight", center_weight, 0.0, float("inf"))
-    logits, target, valid = prepare(y_true, y_pred)
-    entropy = margin_entropy(logits, target, valid, lambda logit: logit)
-    inputs, centers = _inputs_and_centers(y_pred, logits)
+    scores, target, valid = prepare(y_true, y_pred)
+    entropy = nan_unless(valid, scores.entropy(target, lambda logit: logit))
+    inputs, centers = _inputs_and_centers(y_pred, scores)
     with full_precision(inputs):
         pull = _squared(inputs, ops.stop_gradient(centers), target)
         loss = weighted(entropy + center_weight / 2 * pull, sample_weight)
@@ -157,7 +156,7 @@ def _center_step(inputs, centers, target, weights):
     return ops.cast(number, weights.dtype) * (pull - ops.stop_gradient(pull))
 
 
-def _inputs_and_centers(y_pred, logits):
+def _inputs_and_centers(y_pred, scores):
     names = ("features", "norm", "centers")
     if not isinstance(y_pred, dict) or not set(names) <= set(y_pred):
         keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
@@ -167,15 +166,15 @@ def _inputs_and_centers(y_pred, logits):
             "in a `PEDCCModel`, or pass head.for_loss(outputs)."
         )
     features, norm, centers = (
-        ops.cast(ops.convert_to_tensor(y_pred[name]), logits.dtype) for name in names
+        ops.cast(ops.convert_to_tensor(y_pred[name]), scores.dtype) for name in names
     )
-    wanted = (logits.shape[1], features.shape[-1])
+    wanted = (scores.shape[1], features.shape[-1])
     if tuple(centers.shape) != wanted or len(norm.shape) != 1:
         raise ValueError(
             "The centers must have shape (num_classes, dim), and the norm (batch,). "
             f"Received: centers.shape={tuple(centers.shape)}, norm.shape="
             f"{tuple(norm.shape)}, features.shape={tuple(features.shape)}, "
-            f"logits.shape={tuple(logits.shape)}. Make the head "
+            f"logits.shape={tuple(scores.shape)}. Make the head "
             "`CenterDense(num_classes)`."
         )
     return features * ops.expand_dims(norm, 1), centers

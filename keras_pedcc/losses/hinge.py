@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_pedcc.common.vectors import one_hot
+from keras_pedcc.common.vectors import nan_unless, one_hot
 from keras_pedcc.losses.arguments import check_dtype, check_range
-from keras_pedcc.losses.targets import logits_of, nan_unless, prepare
+from keras_pedcc.losses.targets import logits_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -41,10 +41,10 @@ def hinge_loss(y_true, y_pred, *, margin=1.0):
     Kernel-based Vector Machines", 2001.
     """
     check_range("margin", margin, 0.0, float("inf"), open_below=True)
-    logits, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare(y_true, y_pred)
     if len(target.shape) == 1:
-        target = one_hot(target, logits.shape[1], logits.dtype)
-    lowered = logits - margin * target
+        target = one_hot(target, scores.shape[1], scores.dtype)
+    lowered = scores.values - margin * target
     loss = ops.max(lowered, axis=1) - ops.sum(target * lowered, axis=1)
     return nan_unless(valid, loss)
 

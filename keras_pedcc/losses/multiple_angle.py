@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
-from keras_pedcc.losses.entropy import margin_entropy
 from keras_pedcc.losses.targets import prepare
+from keras_pedcc.scores.dense import DenseScores
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -49,10 +50,10 @@ def a_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     Reference: Liu et al., "SphereFace: Deep Hypersphere Embedding for Face
     Recognition", 2017, eq. 7, lambda in its appendix.
     """
-    logits, target, valid = prepare(y_true, y_pred)
-    norm = ops.expand_dims(_norm_of(y_pred, (None,), logits), 1)
-    lower = _lowering(margin, annealing, logits)
-    return margin_entropy(logits, target, valid, lower, norm)
+    scores, target, valid = prepare(y_true, y_pred)
+    norm = ops.expand_dims(_norm_of(y_pred, (None,), scores), 1)
+    lower = _lowering(margin, annealing, scores)
+    return nan_unless(valid, scores.entropy(target, lower, norm))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -88,10 +89,11 @@ def l_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     Reference: Liu et al., "Large-Margin Softmax Loss for Convolutional Neural
     Networks", 2016, eqs. 4 to 6.
     """
-    logits, target, valid = prepare(y_true, y_pred)
-    norm = _norm_of(y_pred, (None, logits.shape[1]), logits)
-    lower = _lowering(margin, annealing, logits)
-    return margin_entropy(logits / norm, target, valid, lower, norm)
+    scores, target, valid = prepare(y_true, y_pred)
+    norm = _norm_of(y_pred, (None, scores.shape[1]), scores)
+    lower = _lowering(margin, annealing, scores)
+    cosines = DenseScores(scores.values / norm)
+    return nan_unless(valid, cosines.entropy(target, lower, norm))
 
 
 def annealing_lambda(iterations, *, base=1000.0, gamma=0.12, power=1.0, least=5.0):
@@ -244,13 +246,12 @@ class LSoftmaxLoss(keras.losses.Loss):
         return {**super().get_config(), **_config_of(self)}
 
 
-def _lowering(margin, annealing, logits):
+def _lowering(margin, annealing, scores):
     """`cos -> (lambda cos + psi) / (1 + lambda)`, with checked constants."""
     multiple = _check_multiple(margin)
     if not is_tensor(annealing):
         check_range("annealing", annealing, 0.0, float("inf"))
-    dtype = keras.backend.standardize_dtype(logits.dtype)
-    weight = ops.convert_to_tensor(annealing, dtype)
+    weight = ops.convert_to_tensor(annealing, scores.dtype)
     if len(weight.shape) == 1:
         weight = ops.expand_dims(weight, 1)
     return lambda cos: (weight * cos + _multiplied(cos, multiple)) / (1 + weight)
@@ -267,7 +268,7 @@ def _multiplied(cosines, multiple):
     return sign * polynomial - 2 * turns
 
 
-def _norm_of(y_pred, shape, logits):
+def _norm_of(y_pred, shape, scores):
     if not isinstance(y_pred, dict) or "norm" not in y_pred:
         keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
         raise ValueError(
@@ -275,7 +276,7 @@ def _norm_of(y_pred, shape, logits):
             "head `CosineDense(num_classes, return_norm=True)` for A-Softmax, "
             "`ProductDense(num_classes)` for L-Softmax."
         )
-    norm = ops.cast(ops.convert_to_tensor(y_pred["norm"]), logits.dtype)
+    norm = ops.cast(ops.convert_to_tensor(y_pred["norm"]), scores.dtype)
     if len(norm.shape) != len(shape) or norm.shape[1:] != shape[1:]:
         wanted = "(batch,)" if len(shape) == 1 else "(batch, num_classes)"
         raise ValueError(

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_pedcc.common.replicas import sum_over_replicas
+from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
     check_range,
@@ -12,8 +13,7 @@ from keras_pedcc.losses.arguments import (
     weighted,
 )
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.entropy import additive_entropy, distance
-from keras_pedcc.losses.targets import logits_of, prepare
+from keras_pedcc.losses.targets import margin_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -34,7 +34,8 @@ def centroid_distance(y_true, y_pred):
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    return distance(*prepare(y_true, y_pred))
+    scores, target, valid = prepare(y_true, y_pred)
+    return nan_unless(valid, scores.distance(target))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -86,14 +87,21 @@ def pedcc_loss(
     Reference: Zhu et al., IEEE Access 2020, eq. 10.
     """
     check_constants(scale, margin, mse_weight, mse_root)
-    prepared = prepare(y_true, y_pred)
+    return _pedcc(y_true, y_pred, scale, margin, mse_weight, mse_root, sample_weight)
+
+
+def _pedcc(y_true, y_pred, scale, margin, mse_weight, mse_root, sample_weight):
+    scores, target, valid = prepare(y_true, y_pred)
+    margin = margin_of(margin, scores, target)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
-    loss = additive_entropy(*prepared, scale, margin, inside)
-    loss = weighted(loss, sample_weight)
+    loss = scores.additive_entropy(target, valid, scale, margin, inside)
+    if sample_weight is not None:
+        loss = weighted(loss, sample_weight)
     if mse_root == 1:
         return loss
-    mean = _mean_over_replicas(weighted(distance(*prepared), sample_weight))
+    distance = nan_unless(valid, scores.distance(target))
+    mean = _mean_over_replicas(weighted(distance, sample_weight))
     return loss + mse_weight * _root(mean, mse_root)
 
 
@@ -160,11 +168,10 @@ class PEDCCLoss(MarginLoss):
         self.mse_weight = float(mse_weight)
         self.mse_root = int(mse_root)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if self.mse_root == 1 or sample_weight is None:
-            return super().__call__(y_true, y_pred, sample_weight)
-        # The weights belong under the root, where Keras would not put them.
-        return super().__call__(y_true, (logits_of(y_pred), sample_weight))
+    @property
+    def weights_inside(self):
+        # Under the root, where Keras would not put them.
+        return self.mse_root > 1
 
     def check_margin(self, margin):
         check_cosine_margin(margin)
@@ -174,14 +181,9 @@ class PEDCCLoss(MarginLoss):
 
     def call(self, y_true, y_pred):
         y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
-        return pedcc_loss(
-            y_true,
-            y_pred,
-            mse_weight=self.mse_weight,
-            mse_root=self.mse_root,
-            sample_weight=weight,
-            **self.constants(y_pred),
-        )
+        constants = self.constants(y_pred)
+        mse = self.mse_weight, self.mse_root
+        return _pedcc(y_true, y_pred, *constants, *mse, weight)
 
     def get_config(self):
         own = {"mse_weight": self.mse_weight, "mse_root": self.mse_root}

@@ -3,8 +3,6 @@
 import math
 import warnings
 
-from keras import ops
-
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.losses.arguments import (
     check_cosine_margin,
@@ -84,26 +82,21 @@ def check_scale_or_auto(scale):
     return float(scale)
 
 
-def scale_of(loss, logits, margin):
-    """The scale of a loss for these logits; warns where it is too small to learn.
+def scale_of(loss, number, margin):
+    """The scale of a loss for logits; warns where it is too small to learn.
 
     Args:
         loss: `MarginLoss`.
-        logits: What has shape `(batch, num_classes)`.
+        number: int, the number of classes; `None` where it is not known.
         margin: Float, the largest margin of the loss.
     """
-    shape = getattr(logits, "shape", None)
-    if shape is None:  # a list of lists
-        shape = ops.convert_to_tensor(logits).shape
-    number = shape[1] if len(shape) == 2 else None
     if number is None or number < 2:  # refused by what takes the scale
         return AUTO_FLOOR if loss.scale == "auto" else loss.scale
     own = loss.lowered(margin)
     if loss.scale == "auto":
         return _scale(number, own)
     floor = _floor(number, loss.scale, own)
-    if floor > 1 and not loss.warned:
-        loss.warned = True
+    if floor > 1:
         warnings.warn(
             f"The loss cannot fall below {floor:.2f}: `scale` is small for so many "
             f"classes. Received: scale={loss.scale:g}, with {number} classes and "

@@ -1,53 +1,73 @@
-"""Labels and cosines as a loss gets them: one form for all."""
+"""Labels and scores as a loss gets them: one form for all."""
 
-import keras
-import numpy as np
+import numbers
+
 from keras import ops
 
 from keras_pedcc.common.checks import narrow_labels
-from keras_pedcc.common.vectors import filled
-from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.scores.dense import DenseScores
+from keras_pedcc.scores.protocol import Scores
 
 
 def prepare(y_true, y_pred):
-    """Returns float logits, the target, and which samples have a valid one.
+    """Returns the `Scores`, the target, and which samples have a valid one.
 
     The target is the class index, shape `(batch,)`, clipped to the valid range; or
     the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
-    logits = logits_of(y_pred)
-    if not isinstance(logits, StreamedLogits):
-        logits = ops.convert_to_tensor(logits)
-        if keras.backend.standardize_dtype(logits.dtype) != "float64":
-            logits = ops.cast(logits, "float32")
+    scores = scores_of(y_pred)
     labels = ops.convert_to_tensor(narrow_labels(y_true))
-    _check_shapes(labels, logits)
-    num_classes = logits.shape[1]
+    _check_shapes(labels, scores)
+    num_classes = scores.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
-        _refuse_soft_labels(logits)
-        target = ops.cast(labels, logits.dtype)
+        _refuse_soft_labels(scores)
+        target = ops.cast(labels, scores.dtype)
         off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
         negative = ops.any(target < 0, axis=1)
-        return logits, target, ops.logical_not(off | negative)
+        return scores, target, ops.logical_not(off | negative)
     if len(labels.shape) == 2:
         labels = ops.reshape(labels, (-1,))
     index = ops.cast(labels, "int32") % num_classes
     # Only a valid label survives the round trip through the class index.
-    return logits, index, ops.equal(ops.cast(index, labels.dtype), labels)
+    return scores, index, ops.equal(ops.cast(index, labels.dtype), labels)
 
 
-def nan_unless(valid, values):
-    """`values`, with NaN for the samples without a valid label."""
-    return filled(values, ops.logical_not(valid), np.nan)
+def scores_of(y_pred):
+    """The `Scores` of what a head returns, of logits, or of `CosineDense.for_loss`."""
+    logits = logits_of(y_pred)
+    return logits if isinstance(logits, Scores) else DenseScores(logits)
 
 
-def _refuse_soft_labels(logits):
-    if isinstance(logits, StreamedLogits):
+def _refuse_soft_labels(scores):
+    if not scores.takes_soft_labels:
         raise ValueError(
-            "A head that streams needs class indices as labels, shape (batch,). "
-            f"Received: y_true.shape={logits.shape}, one-hot or soft labels. Pass "
-            "`y_true.argmax(axis=1)`, or make the head with streaming=False."
+            "A head with scores by blocks needs class indices as labels, shape "
+            f"(batch,). Received: y_true.shape={scores.shape}, one-hot or soft labels. "
+            'Pass `y_true.argmax(axis=1)`, or make the head with scores="dense".'
         )
+
+
+def margin_of(margin, scores, target):
+    """The margin in the shape in which it is subtracted, or added to an angle.
+
+    One margin for all classes: a number, or a tensor of shape `()`. One per class:
+    for indices as `target` that of each sample's class, shape `(batch, 1)`; for
+    soft labels shape `(num_classes,)`.
+    """
+    if isinstance(margin, numbers.Real):
+        return margin
+    margin = ops.convert_to_tensor(margin, scores.dtype)
+    if len(margin.shape) == 0:
+        return margin
+    if tuple(margin.shape) != (scores.shape[1],):
+        raise ValueError(
+            "`margin` must be one number, or one per class. Received: margin of "
+            f"shape {tuple(margin.shape)}, num_classes={scores.shape[1]}. Pass as "
+            "many as there are classes."
+        )
+    if len(target.shape) == 2:
+        return margin
+    return ops.expand_dims(ops.take(margin, target), 1)
 
 
 def logits_of(y_pred):

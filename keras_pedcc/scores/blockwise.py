@@ -1,4 +1,4 @@
-"""Cosines to very many classes, taken by blocks of classes and never held whole."""
+"""Cosines to very many classes, by blocks of classes, never held whole."""
 
 import keras
 import numpy as np
@@ -6,16 +6,16 @@ from keras import ops
 
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
+from keras_pedcc.scores.protocol import Scores
 
 BLOCK_SIZE = 4096
-# Heads stream by default from this many classes. Below, all cosines at once are faster.
-STREAMING_FROM = 100_000
+# Heads compute by blocks by default from this many classes: below, slower.
+BLOCKWISE_FROM = 100_000
 
 
-class StreamedLogits:
-    """What a loss needs of `cos(theta_ij)`, without the array of all of them.
+class BlockwiseScores(Scores):
+    """`Scores` by blocks of classes, without the array of all cosines.
 
-    Stands in for logits of shape `(batch, num_classes)` in the losses with a margin.
     Memory is that of the features and of one block, `batch * block_size` cosines.
 
     Args:
@@ -49,24 +49,20 @@ class StreamedLogits:
         self.parts = 1 if layout is None else layout.parts
         self.block_size = min(block_size, centroids.shape[0] // self.parts)
         self.training = training
-        self.shape = (features.shape[0], centroids.shape[0])
-        self.dtype = features.dtype
         self.ranked = ranked
-        self.rank = None  # how many others are as near as the own class, after a loss
+        self.shape = (features.shape[0], centroids.shape[0])
+        self.dtype = keras.backend.standardize_dtype(features.dtype)
 
     def own(self, index):
-        """Cosine to the class of each sample, shape `(batch,)`."""
         rows = ops.cast(ops.take(self.centroids, index, axis=0), self.dtype)
         return ops.sum(self.features * unit_vectors(rows), axis=1)
 
-    def entropy(self, index, lower, scale):
-        """`log(1 + sum_{j != y} exp(s cos_j - s lower(cos_y)))`, and `cos_y`."""
-        own = self.own(index)
+    def _entropy(self, index, own, lower, scale):
         others = _others(self, index, scale, ops.stop_gradient(own))
         # With its graph, it would hold this object in a circle through PyTorch.
         self.rank = ops.stop_gradient(others[1])
         lowered = lower(own[:, None])[:, 0]
-        return ops.softplus(others[0] - scale * lowered), own
+        return ops.softplus(others[0] - scale * lowered)
 
     @property
     def tensors(self):
@@ -114,8 +110,9 @@ def _others(logits, index, scale, own):
     def slopes(tensors, residuals, upstream):
         if not logits.training:
             raise ValueError(
-                "The loss of a head that streams has a gradient in training only. "
-                "Received: training=False. Pass training=True to `compute_loss`."
+                "A loss with scores by blocks has a gradient in training only. "
+                "Received: training=False. Pass training=True to `compute_loss` or "
+                "`for_loss`."
             )
         features, index, _, *centroids = tensors
         top, total, pull = residuals

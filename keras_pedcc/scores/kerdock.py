@@ -6,11 +6,11 @@ from keras import ops
 
 from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common.vectors import filled
-from keras_pedcc.scores.blockwise import StreamedLogits, not_below, rows_from
+from keras_pedcc.scores.blockwise import BlockwiseScores, not_below, rows_from
 
 
-class KerdockLogits(StreamedLogits):
-    """`StreamedLogits` of `KerdockCentroids`, by blocks of bases.
+class KerdockScores(BlockwiseScores):
+    """`Scores` of `KerdockCentroids`, by blocks of bases.
 
     A centroid and its negative share a product z. That of a sample's own class is set
     to 0 and its two terms, `exp(-top)` each, are subtracted again. Nothing cancels:
@@ -22,19 +22,19 @@ class KerdockLogits(StreamedLogits):
         features: Unit vectors, shape `(batch, dim)`.
         centroids: `KerdockCentroids`.
         block_size: int, at least 1. Classes per block, to the next whole basis.
-        training, ranked: As of `StreamedLogits`.
+        training, ranked: As of `BlockwiseScores`.
     """
 
     def __init__(self, features, centroids, *, block_size, training, ranked):
-        super().__init__(
-            centroids.coordinates(features),
-            centroids,
-            trained=True,  # nothing to stop the gradient of
-            block_size=block_size,
-            training=training,
-            ranked=ranked,
-        )
+        self.shape = (features.shape[0], centroids.shape[0])
+        self.dtype = keras.backend.standardize_dtype(features.dtype)
+        self.features = centroids.coordinates(features)
+        self.centroids = centroids
         self.trained = False
+        self.layout, self.parts = None, 1  # every device holds all signs
+        self.block_size = min(block_size, centroids.shape[0])
+        self.training = training
+        self.ranked = ranked
 
     def own(self, index):
         vectors = ops.cast(self.centroids.vectors(index), self.dtype)

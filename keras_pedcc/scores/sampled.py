@@ -4,10 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.common.checks import check_positive
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import filled, unit_vectors
-from keras_pedcc.scores.blockwise import StreamedLogits, not_below
+from keras_pedcc.scores.blockwise import BlockwiseScores, not_below
 
 
 def number_of_samples(num_classes, rate):
@@ -15,8 +14,8 @@ def number_of_samples(num_classes, rate):
     return min(max(1, round(rate * num_classes)), num_classes - 1)
 
 
-class SampledLogits(StreamedLogits):
-    """What a loss needs of `cos(theta_ij)`, from a random part of the classes.
+class SampledScores(BlockwiseScores):
+    """`Scores` of the classes of a batch and a random part of the others.
 
     Beside the distinct classes Y of the batch, n of the others are drawn, anew for each
     loss that is taken. The sum over the classes other than its own is, for sample i
@@ -52,13 +51,12 @@ class SampledLogits(StreamedLogits):
         self.number = number
         self.seed = seed
 
-    def entropy(self, index, lower, scale):
-        """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`, and `cos_y`.
+    def _entropy(self, index, own, lower, scale):
+        """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`.
 
         With w_j the weights of `drawn_classes`. `rank` is that among the classes of
         this step.
         """
-        own = self.own(index)
         classes, log_weights = drawn_classes(
             index, self.shape[1], self.number, self.seed
         )
@@ -72,7 +70,7 @@ class SampledLogits(StreamedLogits):
         others = filled(cosines, out, -np.inf)
         self.rank = ops.sum(not_below(others, own[:, None]), axis=1)
         lowered = lower(own[:, None])[:, 0]
-        return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered), own
+        return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered)
 
 
 def drawn_classes(index, num_classes, number, seed):
@@ -138,18 +136,3 @@ def _places(others, bits):
     length = length + ops.cast(part < longer, "int32")
     place = start + bits[1:] % ops.maximum(length, 1) + bits[0] % ops.maximum(others, 1)
     return place % ops.maximum(others, 1), length > 0
-
-
-def check_sampling(rate, streaming, return_features, return_norm):
-    """Returns a `sampling_rate`, or raises a `ValueError`."""
-    if rate is None:
-        return None
-    check_positive(1, sampling_rate=rate)
-    if streaming is False or return_norm or not return_features:
-        raise ValueError(
-            "`sampling_rate` needs a head that streams and returns the features alone. "
-            f"Received: sampling_rate={rate} with streaming={streaming}, "
-            f"return_features={return_features}, return_norm={return_norm}. Leave "
-            "`sampling_rate` out, or the others."
-        )
-    return float(rate)

@@ -1,9 +1,9 @@
-"""The loss and the metrics of a model whose head leaves the logits to the loss."""
+"""The loss and the metrics of a model whose head returns its features alone."""
 
 import keras
 from keras import ops
 
-from keras_pedcc.losses import AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss
+from keras_pedcc.losses.base import MarginLoss
 
 # By what Keras calls it: name, and among how many nearest classes it looks.
 HITS = {
@@ -14,35 +14,13 @@ HITS = {
 }
 
 
-class StreamedLoss(keras.losses.Loss):
-    """A loss with a margin on logits that are not held, reduced as that loss is."""
-
-    def __init__(self, loss, logits):
-        super().__init__(loss.name, loss.reduction, loss.dtype)
-        self.loss, self.logits = loss, logits
-        # Under the root of eq. 10 the loss itself weights the samples.
-        self.weights_itself = getattr(loss, "mse_root", 1) > 1
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if not self.weights_itself or sample_weight is None:
-            return super().__call__(y_true, y_pred, sample_weight)
-        return super().__call__(y_true, (y_pred, sample_weight))
-
-    def call(self, y_true, y_pred):
-        if isinstance(y_pred, tuple):
-            return self.loss.call(y_true, (self.logits, y_pred[1]))
-        return self.loss.call(y_true, self.logits)
-
-
-def check_streamed_loss(loss):
-    """Raises a `ValueError` unless the loss takes logits that are not held."""
-    if loss is not None and not isinstance(
-        loss, PEDCCLoss | AMSoftmaxLoss | ArcFaceLoss
-    ):
+def check_blockwise_loss(loss):
+    """Raises a `ValueError` unless the loss takes `Scores` that hold no logits."""
+    if loss is not None and not isinstance(loss, MarginLoss):
         raise ValueError(
-            "The loss of a head that streams must be PEDCCLoss, AMSoftmaxLoss or "
-            f"ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the head "
-            "with streaming=False."
+            "The loss of a head with scores by blocks must be PEDCCLoss, AMSoftmaxLoss "
+            f"or ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the "
+            'head with scores="dense".'
         )
 
 
@@ -65,6 +43,7 @@ class Hits:
 
     Attributes:
         means: The metrics that count. `PEDCCModel` shows them to Keras.
+        ranked: Whether they ask how many classes are nearer, not only whether one is.
     """
 
     def __init__(self, metrics=()):
@@ -77,11 +56,7 @@ class Hits:
         self.means = [keras.metrics.Mean(name) for name, _ in found]
         self._numbers = [k for _, k in found]
         self._given = list(metrics)
-
-    @property
-    def ranked(self):
-        """Whether they ask how many classes are nearer, not only whether one is."""
-        return any(k > 1 for k in self._numbers)
+        self.ranked = any(k > 1 for k in self._numbers)
 
     def update(self, rank):
         """Counts a batch, given how many classes are nearer than the own one."""
@@ -101,9 +76,9 @@ def _hit_of(metric):
     if isinstance(metric, str) and metric in HITS:
         return HITS[metric]
     raise ValueError(
-        'With a head that streams the metrics of the logits are "accuracy" and '
+        'With scores by blocks the metrics of the logits are "accuracy" and '
         f"keras.metrics.SparseTopKCategoricalAccuracy(k). Received: {metric!r}. Leave "
-        "it out, or make the head with streaming=False."
+        'it out, or make the head with scores="dense".'
     )
 
 
@@ -111,9 +86,9 @@ def refuse_weighted(of_logits):
     """Raises a `ValueError` if there are weighted metrics of the logits."""
     if of_logits:
         raise ValueError(
-            "With a head that streams no weighted metric sees the logits. Received: "
+            "With scores by blocks no weighted metric sees the logits. Received: "
             f"weighted_metrics={of_logits}. Pass `metrics`, which count every sample "
-            "alike, or make the head with streaming=False."
+            'alike, or make the head with scores="dense".'
         )
 
 

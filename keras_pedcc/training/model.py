@@ -9,11 +9,10 @@ import keras
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
-from keras_pedcc.losses.arguments import margin_share
+from keras_pedcc.losses.base import margin_share
 from keras_pedcc.training.blockwise_loss import (
     Hits,
-    StreamedLoss,
-    check_streamed_loss,
+    check_blockwise_loss,
     for_logits,
     refuse_weighted,
     split_metrics,
@@ -45,10 +44,10 @@ class PEDCCModel(keras.Model):
     - `metrics=["accuracy"]` sees the logits; `metrics={"logits": [...],
       "features": [...]}` routes each output. Either way a metric is logged under
       its own name (`accuracy`), unless both outputs have one of that name.
-    - With a head that streams, which returns the features alone, the loss is one with a
-      margin and takes the logits by blocks of classes; `metrics` may hold
-      `"accuracy"`, `keras.metrics.SparseTopKCategoricalAccuracy(k)`, and metrics of the
-      features under their name.
+    - With a head that returns the features alone (`scores="blockwise"` and the like),
+      the loss is one with a margin and computes the logits by blocks of classes;
+      `metrics` may hold `"accuracy"`, metrics of the features under their name, and
+      `keras.metrics.SparseTopKCategoricalAccuracy(k)`.
     - Labels that are no class are refused before any backend casts them: arrays,
       lists and tensors before anything runs, also in `train_on_batch` and
       `test_on_batch`; those of a `PyDataset`, a generator or a PyTorch `DataLoader`
@@ -61,7 +60,7 @@ class PEDCCModel(keras.Model):
         inputs: As in `keras.Model(inputs, outputs)`.
         outputs: Dict with `"features"` and `"logits"`, as `PEDCCDense` returns, and
             what else the head has for its loss; or with `"features"` alone, of a
-            head that streams.
+            head with other scores than `"dense"`.
 
     Raises:
         ValueError: `outputs` is not such a dict; in `compile`, the loss takes
@@ -105,7 +104,7 @@ class PEDCCModel(keras.Model):
         check_one_loss(loss, loss_weights)
         hits = Hits()
         if self._streams:
-            check_streamed_loss(loss)
+            check_blockwise_loss(loss)
             refuse_weighted(split_metrics(weighted_metrics)[0])
             of_logits, metrics = split_metrics(metrics)
             hits = Hits(of_logits)
@@ -145,23 +144,15 @@ class PEDCCModel(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         self._check_call(y, y_pred)
+        if self._for_loss is None:
+            self._for_loss = self._find_for_loss()
+        outputs = self._for_loss(y_pred, training, self._hits.ranked)
         with margin_share(self.margin_share.value):
-            if self._streams:
-                loss = self._streamed_loss(y, y_pred, sample_weight, training)
-            else:
-                if self._for_loss is None:
-                    self._for_loss = _for_loss_of(self)
-                outputs = self._for_loss(y_pred)
-                loss = self._loss_of_outputs(y, outputs, sample_weight)
+            loss = self._loss_of_outputs(y, outputs, sample_weight)
+        if self._streams:
+            self._hits.update(outputs["logits"].rank)
         # Keras adds the losses of layers, as each replica needs them.
         return super().compute_loss(x, loss, loss, training=training)
-
-    def _streamed_loss(self, y, y_pred, sample_weight, training):
-        features, head = y_pred["features"], self._source_of_features()
-        logits = head.stream(features, training, self._hits.ranked)
-        loss = StreamedLoss(self.loss, logits)(y, features, sample_weight)
-        self._hits.update(logits.rank)
-        return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         self._check_outputs_of_call(y_pred)
@@ -182,9 +173,10 @@ class PEDCCModel(keras.Model):
             return
         if isinstance(y_pred, dict) and set(y_pred) == {"features"}:
             raise ValueError(
-                "A head that streams needs a functional model. Received: outputs "
-                f"{sorted(y_pred)} of {type(self).__name__}. Build it as "
-                "PEDCCModel(inputs, outputs), or make the head with streaming=False."
+                "A head that returns features alone needs a functional model. "
+                f"Received: outputs {sorted(y_pred)} of {type(self).__name__}. Build "
+                "it as PEDCCModel(inputs, outputs), or make the head with "
+                'scores="dense".'
             )
         if not (isinstance(y_pred, dict) and {"features", "logits"} <= set(y_pred)):
             raise ValueError(
@@ -285,10 +277,18 @@ class PEDCCModel(keras.Model):
             return _check_number(head.num_classes)
         raise ValueError(
             '`outputs` must be a dict with the keys "features" and "logits"; without '
-            "logits the features must come from a head that streams, in this model "
-            f"itself. Received: {_keys_of(outputs)}. Pass what `PEDCCDense` returns, "
-            "or use `PEDCCDense(return_features=False)` with `keras.Model`."
+            "logits the features must come from a head that returns them alone, in "
+            f"this model itself. Received: {_keys_of(outputs)}. Pass what "
+            "`PEDCCDense` returns, or use `PEDCCDense(return_features=False)` with "
+            "`keras.Model`."
         )
+
+    def _find_for_loss(self):
+        """The `for_loss` of the head that has one to call, or what hands on outputs."""
+        if self._streams:
+            return self._source_of_features().for_loss
+        heads = [layer for layer in layers_of(self) if isinstance(layer, CenterDense)]
+        return heads[0].for_loss if len(heads) == 1 else lambda outputs, *_: outputs
 
     def _source_of_features(self):
         """The layer that the features come from, or `None`."""
@@ -297,12 +297,6 @@ class PEDCCModel(keras.Model):
         sources = dict(zip(keys, self.output_names, strict=False))
         found = [x for x in self.layers if x.name == sources.get("features")]
         return found[0] if found else None
-
-
-def _for_loss_of(model):
-    """What makes the outputs into those for the loss, by the `CenterDense` if one."""
-    heads = [layer for layer in layers_of(model) if isinstance(layer, CenterDense)]
-    return heads[0].for_loss if len(heads) == 1 else lambda outputs: outputs
 
 
 class _NaNWarning(keras.callbacks.Callback):

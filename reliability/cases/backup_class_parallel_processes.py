@@ -69,7 +69,7 @@ def work(folder, kind):
     keras.distribution.set_distribution(distribution)
     keras.utils.set_random_seed(2)
     inputs = keras.Input((4,))
-    head = keras_pedcc.PEDCCDense(20, trainable=True, streaming=True)
+    head = keras_pedcc.PEDCCDense(20, trainable=True, scores="blockwise")
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(6)(inputs)))
     model.compile(keras.optimizers.Adam(0.1), keras_pedcc.PEDCCLoss("auto"))
     callbacks = [] if kind == "whole" else [keras_pedcc.AtomicBackup(folder + "/b")]

@@ -13,7 +13,7 @@ def check():
 
     inputs = keras.Input((6,))
     for make in (keras_pedcc.PEDCCDense, keras_pedcc.CosineDense):
-        head = make(10, streaming=True, block_size=4, trainable=True)
+        head = make(10, scores=keras_pedcc.Blockwise(4), trainable=True)
         outputs = head(keras.layers.Dense(6)(inputs))
         model = keras_pedcc.PEDCCModel(inputs, outputs)
         model.compile("sgd", keras_pedcc.PEDCCLoss("auto"), run_eagerly=True)

@@ -28,7 +28,7 @@ def check():
     x = rng.normal(size=(32, dim)).astype("float32")
     y = rng.integers(0, classes, 32)
     inputs = keras.Input((dim,))
-    head = keras_pedcc.PEDCCDense(classes, method="random")
+    head = keras_pedcc.PEDCCDense(classes, centroids="random")
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(dim)(inputs)))
     loss = keras_pedcc.PEDCCLoss(30.0, 0.35)
     model.compile(keras.optimizers.SGD(0.0), loss)

@@ -16,8 +16,10 @@ FOLDER = pathlib.Path(__file__).parent
 HEADS = {
     "pedcc": lambda: keras_pedcc.PEDCCDense(5, name="head"),
     "given": lambda: keras_pedcc.PEDCCDense(5, centroids=np.eye(5, 8), name="head"),
-    "streaming": lambda: keras_pedcc.PEDCCDense(20, streaming=True, name="head"),
-    "sampled": lambda: keras_pedcc.PEDCCDense(20, sampling_rate=0.5, name="head"),
+    "streaming": lambda: keras_pedcc.PEDCCDense(20, scores="blockwise", name="head"),
+    "sampled": lambda: keras_pedcc.PEDCCDense(
+        20, scores=keras_pedcc.Sampled(0.5), name="head"
+    ),
     "cosine": lambda: keras_pedcc.CosineDense(5, name="head"),
     "kerdock": lambda: keras_pedcc.KerdockDense(20, name="head"),
 }

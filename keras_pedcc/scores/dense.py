@@ -1,52 +1,69 @@
-"""The softmax cross entropy that the losses share, with a margin for the own class."""
+"""Cosines to all classes at once, and the softmax cross entropy of them."""
 
 import math
 import numbers
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_pedcc.common.gradients import with_gradient
-from keras_pedcc.common.vectors import filled
-from keras_pedcc.losses.arguments import margin_of
-from keras_pedcc.losses.targets import nan_unless
-from keras_pedcc.scores.blockwise import StreamedLogits
+from keras_pedcc.common.vectors import filled, nan_unless
+from keras_pedcc.scores.protocol import Scores
 
 
-def margin_entropy(logits, target, valid, lower, scale=1.0):
-    """Cross entropy of `scale * logits` with `lower(logits)` for the own class.
+class DenseScores(Scores):
+    """`Scores` of a tensor that holds all cosines, or logits of another kind.
 
-    `L = log(1 + sum_{j != y} exp(s_j l_j - s_y lower(l_y)))`, with l the logits and s
-    = `scale`. The class y is masked inside the sum: subtracting it afterwards
-    would cancel. For soft labels t class j gets the share t_j of the lowering:
-    `z_j = s_j (l_j + t_j (lower(l_j) - l_j))`, `L = logsumexp(z) - sum_j t_j z_j`.
+    In the entropy the own class is masked inside the sum: subtracting it afterwards
+    would cancel.
 
     Args:
-        logits: Float tensor, shape `(batch, num_classes)`.
-        target: Indices, shape `(batch,)`, or soft labels, shape
-            `(batch, num_classes)`; see `targets.prepare`.
-        valid: Which samples have a valid label, shape `(batch,)`.
-        lower: Function of logits, shape `(batch, 1)` or `(batch, num_classes)`.
-        scale: Float, or tensor of shape `(batch, 1)` or `(batch, num_classes)`.
-
-    Returns:
-        Tensor of shape `(batch,)`, NaN where not valid.
+        values: Array or tensor, shape `(batch, num_classes)`. Computes in float64 if it
+            is of that dtype, else in float32.
     """
-    if isinstance(logits, StreamedLogits):
-        loss, _ = logits.entropy(target, lower, scale)
-    elif len(target.shape) == 2:
-        lowered = logits + target * (lower(logits) - logits)
-        loss = soft_entropy(scale * lowered, target)
-    else:
-        index = ops.expand_dims(target, 1)
-        own = lower(ops.take_along_axis(logits, index, axis=1))
-        itself = ops.equal(ops.arange(logits.shape[1], dtype=index.dtype), index)
-        others = filled(scale * logits, itself, -np.inf)
-        loss = _entropy(_own_scale(scale, index) * own, others)
-    return nan_unless(valid, loss)
+
+    takes_soft_labels = True
+
+    def __init__(self, values):
+        values = ops.convert_to_tensor(values)
+        if keras.backend.standardize_dtype(values.dtype) != "float64":
+            values = ops.cast(values, "float32")
+        self.values = values
+        self.shape = values.shape
+        self.dtype = keras.backend.standardize_dtype(values.dtype)
+
+    def own(self, target):
+        if len(target.shape) == 2:
+            return ops.sum(target * self.values, axis=1)
+        return ops.take_along_axis(self.values, target[:, None], axis=1)[:, 0]
+
+    def distance(self, target):
+        if len(target.shape) == 2:
+            return ops.sum(target * (1 - self.values), axis=1)
+        return super().distance(target)
+
+    def entropy(self, target, lower, scale=1.0):
+        values = self.values
+        if len(target.shape) == 2:
+            lowered = values + target * (lower(values) - values)
+            return _soft_entropy(scale * lowered, target)
+        index = target[:, None]
+        own = lower(ops.take_along_axis(values, index, axis=1))
+        itself = ops.equal(ops.arange(self.shape[1], dtype=index.dtype), index)
+        others = filled(scale * values, itself, -np.inf)
+        return _entropy(_own_scale(scale, index) * own, others)
+
+    def additive_entropy(self, target, valid, scale, margin, mse_weight=0.0):
+        if len(target.shape) == 1:
+            return _additive_entropy(
+                self.values, target, valid, scale, margin, mse_weight
+            )
+        loss = self.entropy(target, lambda cos: cos - margin, scale)
+        return nan_unless(valid, loss + mse_weight * self.distance(target))
 
 
-def soft_entropy(scores, target):
+def _soft_entropy(scores, target):
     """`logsumexp(z) - sum_j t_j z_j = log(sum_j exp(z_j - sum_k t_k z_k))`.
 
     The entry of the largest target is kept apart: for one-hot labels it is
@@ -63,30 +80,6 @@ def soft_entropy(scores, target):
     return top[:, 0] + ops.log1p(ops.sum(terms, axis=1))
 
 
-def additive_entropy(logits, target, valid, scale, margin, mse_weight=0.0):
-    """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`."""
-    margin = margin_of(margin, logits, target)
-    if isinstance(logits, StreamedLogits):
-        loss, own = logits.entropy(target, lambda cos: cos - margin, scale)
-        return nan_unless(valid, loss + mse_weight * (1 - own))
-    if len(target.shape) == 1:
-        return _hard_additive_entropy(logits, target, valid, scale, margin, mse_weight)
-    loss = margin_entropy(logits, target, valid, lambda cos: cos - margin, scale)
-    return loss + mse_weight * distance(logits, target, valid)
-
-
-def distance(logits, target, valid):
-    """Eq. 9, shape `(batch,)`."""
-    if isinstance(logits, StreamedLogits):
-        own = 1 - logits.own(target)
-    elif len(target.shape) == 2:
-        own = ops.sum(target * (1 - logits), axis=1)
-    else:
-        cosines = ops.take_along_axis(logits, ops.expand_dims(target, 1), axis=1)
-        own = 1 - cosines[:, 0]
-    return nan_unless(valid, own)
-
-
 def _entropy(own, others):
     """`log(1 + sum_j exp(others_j - own))`, exp kept in range by the largest."""
     exponent = others - own
@@ -100,7 +93,7 @@ def _own_scale(scale, index):
     return ops.take_along_axis(scale, index, axis=1) if per_class else scale
 
 
-def _hard_additive_entropy(logits, index, valid, scale, margin, mse_weight):
+def _additive_entropy(logits, index, valid, scale, margin, mse_weight):
     """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
 
     With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few

@@ -1,0 +1,68 @@
+"""What a loss asks of the cosines of a batch, however they are computed."""
+
+from keras_pedcc.common.vectors import nan_unless
+
+
+class Scores:
+    """Cosines between a batch and all classes, as a loss asks for them.
+
+    A loss asks for entropies and distances, and never how the cosines are computed:
+    all at once (`DenseScores`), by blocks of classes (`BlockwiseScores`), of a random
+    part of the classes (`SampledScores`), or by a fast transform (`KerdockScores`).
+
+    The target of a method is the class index of each sample, shape `(batch,)`; where
+    `takes_soft_labels`, it may be a distribution over the classes instead, shape
+    `(batch, num_classes)`.
+
+    Attributes:
+        shape: `(batch, num_classes)`.
+        dtype: Float dtype of the cosines, as a string.
+        takes_soft_labels: Whether a target may be a distribution.
+        rank: How many other classes are as near as the own one, shape `(batch,)`, once
+            an entropy was computed; `None` where the cosines tell it themselves.
+    """
+
+    takes_soft_labels = False
+    rank = None
+
+    def own(self, target):
+        """Cosine to the own class, shape `(batch,)`."""
+        raise NotImplementedError
+
+    def distance(self, target):
+        """Eq. 9, `1 - cos_y`, shape `(batch,)`."""
+        return 1 - self.own(target)
+
+    def entropy(self, target, lower, scale=1.0):
+        """`log(1 + sum_{j != y} exp(s_j cos_j - s_y lower(cos_y)))`, shape `(batch,)`.
+
+        For soft labels t class j gets the share t_j of the lowering:
+        `z_j = s_j (cos_j + t_j (lower(cos_j) - cos_j))`,
+        `L = logsumexp(z) - sum_j t_j z_j`.
+
+        Args:
+            target: See above.
+            lower: Function of cosines, shape `(batch, 1)` or `(batch, num_classes)`.
+            scale: Positive float s; for `DenseScores` also a tensor of shape
+                `(batch, 1)` or `(batch, num_classes)`.
+        """
+        return self._entropy(target, self.own(target), lower, scale)
+
+    def additive_entropy(self, target, valid, scale, margin, mse_weight=0.0):
+        """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`; NaN where not valid.
+
+        Args:
+            target: See above.
+            valid: Which samples have a valid label, shape `(batch,)`.
+            scale: Positive float.
+            margin: Float, or tensor of shape `()`, `(batch, 1)`, or for soft labels
+                `(num_classes,)`.
+            mse_weight: Float.
+        """
+        own = self.own(target)
+        loss = self._entropy(target, own, lambda cos: cos - margin, scale)
+        return nan_unless(valid, loss + mse_weight * (1 - own))
+
+    def _entropy(self, target, own, lower, scale):
+        """`entropy`, given the cosines to the own classes."""
+        raise NotImplementedError
