@@ -65,6 +65,7 @@ def look_into_wheel(record, path):
     found = {name for name in sizes if not name.split("/")[0].endswith(".dist-info")}
     modules = (ROOT / "keras_pedcc").rglob("*.py")
     expected = {each.relative_to(ROOT).as_posix() for each in modules}
+    expected.add("keras_pedcc/py.typed")
     check(
         record, f"wheel: {sorted(found ^ expected)} too many or few", found == expected
     )

@@ -3,12 +3,19 @@
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_whole, unit_centroids
 
 GOALS = ("apart", "together")
 
 
-def assign_classes(centroids, similarity, *, goal="apart", rounds=10_000):
+def assign_classes(
+    centroids: ArrayLike,
+    similarity: ArrayLike,
+    *,
+    goal: str = "apart",
+    rounds: int = 10_000,
+) -> Array:
     """Orders centroids so that similar classes sit apart, or together.
 
     Up to `dim + 1` classes all centroids are equally far from each other, and the
@@ -55,7 +62,7 @@ def assign_classes(centroids, similarity, *, goal="apart", rounds=10_000):
     return centroids[_exchange(sign * alike, unit @ unit.T, rounds)]
 
 
-def _check_similarity(similarity, num_classes):
+def _check_similarity(similarity: ArrayLike, num_classes: int) -> Array:
     alike = np.array(ops.convert_to_numpy(similarity), "float64")
     if alike.ndim == 2:
         np.fill_diagonal(alike, 0)
@@ -74,7 +81,7 @@ def _check_similarity(similarity, num_classes):
     return alike / max(np.abs(alike).max(), 1e-300)
 
 
-def _exchange(alike, cosines, rounds):
+def _exchange(alike: Array, cosines: Array, rounds: int) -> Array:
     """Order that lowers `sum alike * cosines[order][:, order]` by exchanges of two.
 
     With A = `alike`, B the ordered cosines and M = A B, exchanging u and v changes

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 
+from keras_pedcc.common import Array
 
-def simplex(num_classes):
+
+def simplex(num_classes: int) -> Array:
     """Corners of a regular simplex, shape `(num_classes, num_classes - 1)`."""
     k = np.arange(1, num_classes)
     helmert = np.tri(num_classes - 1, num_classes)
@@ -14,7 +16,7 @@ def simplex(num_classes):
     return helmert.T
 
 
-def orthogonal_simplices(num_classes, dim):
+def orthogonal_simplices(num_classes: int, dim: int) -> Array:
     """`num_classes - dim` regular simplices, each in dimensions of its own.
 
     Sizes as equal as possible; shape `(num_classes, dim)`.
@@ -28,13 +30,13 @@ def orthogonal_simplices(num_classes, dim):
     return centroids
 
 
-def polygon(num_classes):
+def polygon(num_classes: int) -> Array:
     """Corners of a regular polygon, shape `(num_classes, 2)`."""
     angle = 2 * np.pi * np.arange(num_classes) / num_classes
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def random_rotation(rng, dim, rows):
+def random_rotation(rng: np.random.Generator, dim: int, rows: int) -> Array:
     """`rows` orthonormal vectors of length `dim`, uniform over all such sets."""
     gauss = rng.standard_normal((dim, rows))
     lower = np.linalg.cholesky(gauss.T @ gauss)
@@ -45,7 +47,7 @@ def random_rotation(rng, dim, rows):
     return (q * np.sign(np.diag(r))).T
 
 
-def _inverse_of_lower(lower):
+def _inverse_of_lower(lower: Array) -> Array:
     """Inverse of a lower triangular matrix, by halves."""
     half = len(lower) // 2
     if half < 64:
@@ -56,12 +58,12 @@ def _inverse_of_lower(lower):
     return np.block([[first, np.zeros((half, len(last)))], [corner, last]])
 
 
-def kerdock_dim(dim):
+def kerdock_dim(dim: int) -> int:
     """The largest power of two up to `dim`: the dimensions that a set fills."""
     return 1 << (dim.bit_length() - 1)
 
 
-def kerdock_capacity(dim):
+def kerdock_capacity(dim: int) -> int:
     """Number of vectors of a full set: `d (d + 2)`, or `2 d (d + 1)`, d = 2^m.
 
     The first for even m (Kerdock), the second for odd m (Gold); none below d = 4.
@@ -71,20 +73,20 @@ def kerdock_capacity(dim):
     return 2 * kerdock_dim(dim) * (_field_size(dim) + 1)
 
 
-def union_capacity(dim):
+def union_capacity(dim: int) -> int:
     """Number of vectors of all sets together, about `d^3 / 2` or `2 d^3`; d >= 16."""
     if dim < 16:
         return kerdock_capacity(dim)
     return 2 * kerdock_dim(dim) * (_field_size(dim) ** 2 + 1)
 
 
-def _field_size(dim):
+def _field_size(dim: int) -> int:
     """Of the field that the forms of Kerdock or Gold come from."""
     d = kerdock_dim(dim)
     return d // 2 if d.bit_length() % 2 else d
 
 
-def kerdock_cosine(num_classes, dim):
+def kerdock_cosine(num_classes: int, dim: int) -> float:
     """Largest cosine of more than `2 d` vectors, d = 2^m.
 
     `1 / sqrt(d)` for even m, `sqrt(2 / d)` for odd m; twice as much for more vectors
@@ -95,7 +97,9 @@ def kerdock_cosine(num_classes, dim):
     return one_set if num_classes <= kerdock_capacity(dim) else 2 * one_set
 
 
-def kerdock(num_classes, dim, rng, dtype="float32"):
+def kerdock(
+    num_classes: int, dim: int, rng: np.random.Generator, dtype: str = "float32"
+) -> Array:
     """A set of bases any two of which are as far apart as bases can be.
 
     The standard basis, then bases `diag((-1)^Q_a) H / sqrt(d)`, with H the Hadamard
@@ -130,7 +134,9 @@ def kerdock(num_classes, dim, rng, dtype="float32"):
     return centroids
 
 
-def kerdock_signs(num_classes, dim, rng):
+def kerdock_signs(
+    num_classes: int, dim: int, rng: np.random.Generator
+) -> tuple[Array, Array, Array]:
     """What `kerdock` makes its vectors of.
 
     Returns:
@@ -144,7 +150,7 @@ def kerdock_signs(num_classes, dim, rng):
     return signs.astype("int8"), columns, rng.choice([-1, 1], d).astype("int8")
 
 
-def hadamard(d):
+def hadamard(d: int) -> Array:
     """Sylvester's matrix: entry (i, j) is -1 to the number of common bits."""
     matrix = np.ones((1, 1), "int8")
     while len(matrix) < d:
@@ -152,7 +158,7 @@ def hadamard(d):
     return matrix
 
 
-def _form_signs(d, rng, number):
+def _form_signs(d: int, rng: np.random.Generator, number: int) -> Array:
     """`(-1)^Q` for `number` forms: random a, and several b where these do not do."""
     m = d.bit_length() - 1
     field = _Field(m - 1 if m % 2 == 0 else m)
@@ -167,18 +173,18 @@ def _form_signs(d, rng, number):
     return 1 - 2 * bits
 
 
-def _gold_form(field, a, m):
+def _gold_form(field: "_Field", a: int, m: int) -> Array:
     return field.trace(field.times(a, field.power(np.arange(field.size), 3)))
 
 
-def _shift(field, b, m):
+def _shift(field: "_Field", b: int, m: int) -> Array:
     """What is added to the forms of another set."""
     exponent = 5 if m % 2 else 3
     bits = field.trace(field.times(b, field.power(np.arange(field.size), exponent)))
     return bits if m % 2 else np.concatenate([bits, bits])
 
 
-def _kerdock_form(field, a, m):
+def _kerdock_form(field: "_Field", a: int, m: int) -> Array:
     ax = field.times(a, np.arange(field.size))
     quadratic = np.zeros(field.size, "int64")
     for i in range(1, m // 2):
@@ -189,7 +195,7 @@ def _kerdock_form(field, a, m):
 class _Field:
     """The field of 2^k elements, as bit patterns, by a table of logarithms."""
 
-    def __init__(self, k):
+    def __init__(self, k: int) -> None:
         self.size = 2**k
         powers = next(p for p in map(self._powers, itertools.count(self.size)) if p)
         self.exp = np.array(powers)
@@ -202,7 +208,7 @@ class _Field:
             traces = traces ^ conjugate
         self._traces = traces
 
-    def _powers(self, polynomial):
+    def _powers(self, polynomial: int) -> list[int] | None:
         """Powers of x modulo `polynomial`, or `None` if they are not all elements."""
         powers, element = [], 1
         for _ in range(self.size - 1):
@@ -212,14 +218,14 @@ class _Field:
         whole = element == 1 and len(set(powers)) == self.size - 1
         return powers if whole else None
 
-    def times(self, a, b):
+    def times(self, a: int | Array, b: Array) -> Array:
         product = self.exp[(self.log[a] + self.log[b]) % (self.size - 1)]
         return np.where((np.asarray(a) == 0) | (np.asarray(b) == 0), 0, product)
 
-    def power(self, a, exponent):
+    def power(self, a: Array, exponent: int) -> Array:
         result = self.exp[self.log[a] * exponent % (self.size - 1)]
         return np.where(np.asarray(a) == 0, 0, result)
 
-    def trace(self, a):
+    def trace(self, a: Array) -> Array:
         """Absolute trace, 0 or 1: the sum of the conjugates."""
         return self._traces[a]

@@ -7,18 +7,31 @@ cosine. Both are sums over pairs, taken by blocks of rows, so that no array of
 
 import functools
 import time
+from collections.abc import Callable
+from typing import TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_pedcc.common import Array, Shape, Tensor, Tensors
 
 BLOCK_ELEMENTS = 2**24  # of one block of the Gram matrix: 64 MiB in float32
 LEVELS = 24
 SHARPNESS = (8.0, 10_000.0)
 ENOUGH = 1e-7  # a step that moves no coordinate further is the last
 
+# Of points, their largest cosine and a parameter: value, gradient, room and cosine.
+Objective: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensors]
 
-def relax_charges(points, exponent, steps, seconds=None, verbose=0):
+
+def relax_charges(
+    points: Array,
+    exponent: float,
+    steps: int,
+    seconds: float | None = None,
+    verbose: int = 0,
+) -> Tensor:
     """Lowers `sum_{i<j} |x_i - x_j|^-s` of each start; returns the best of them.
 
     Args:
@@ -37,7 +50,9 @@ def relax_charges(points, exponent, steps, seconds=None, verbose=0):
     return descent.best()
 
 
-def maximize_angle(points, steps, seconds=None, verbose=0):
+def maximize_angle(
+    points: Array, steps: int, seconds: float | None = None, verbose: int = 0
+) -> Tensor:
     """Lowers the largest cosine of each start; returns the best of them.
 
     `log(sum_{i != j} exp(b cos_ij)) / b` is lowered while the sharpness b rises from
@@ -57,25 +72,28 @@ def maximize_angle(points, steps, seconds=None, verbose=0):
 class _Descent:
     """Where the points are, and how much of the budget is used."""
 
-    def __init__(self, kind, points, steps, seconds, verbose):
+    def __init__(
+        self, kind: str, points: Array, steps: int, seconds: float | None, verbose: int
+    ) -> None:
         self.kind = kind
         self.begin, self.move = _compiled(keras.backend.backend(), kind, points.shape)
         self.points = ops.convert_to_tensor(points.astype("float32"))
         self.top = ops.ones((len(points), 1, 1), "float32")
-        self.parameter = self.state = None
+        self.parameter: float | None = None
+        self.state: Tensors = ()
         self.steps, self.seconds = steps, seconds
         self.used, self.begun = 0, time.monotonic()
         self.bar = verbose and keras.utils.Progbar(
             steps, unit_name="step", stateful_metrics=["largest_cosine"]
         )
 
-    def share(self):
+    def share(self) -> float:
         """The part of the budget that is used, from 0 to 1."""
         elapsed = time.monotonic() - self.begun
         in_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(self.used / self.steps, in_time))
 
-    def advance(self, parameter, steps):
+    def advance(self, parameter: float, steps: int) -> bool:
         """Takes at most so many steps, a second's or so; returns whether to go on."""
         number = ops.convert_to_tensor(parameter, "float32")
         if parameter != self.parameter:
@@ -96,26 +114,28 @@ class _Descent:
         self._show(done)
         return not done
 
-    def best(self):
+    def best(self) -> Tensor:
         """The start that ended lowest."""
         if self.kind == "max_angle":
             self.value = _largest_cosine(self.points)
         return ops.take(self.points, ops.argmin(self.value), axis=0)
 
-    def _affordable(self):
+    def _affordable(self) -> int:
         starts, num_classes, dim = self.points.shape
         eager = keras.backend.backend() == "torch"
         operations = 4 * starts * num_classes**2 * dim + (4e7 if eager else 0)
         return max(1, int(2e10 / operations))
 
-    def _show(self, done):
+    def _show(self, done: bool) -> None:
         if self.bar:
             shown = [("largest_cosine", float(ops.min(self.top)))]
             self.bar.update(self.steps if done else self.used, shown, finalize=done)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(backend, kind, shape):
+def _compiled(
+    backend: str, kind: str, shape: Shape
+) -> tuple[Callable[..., Tensors], ...]:
     """`begin` and `move`, one pair per shape: each would be traced anew anyway."""
     objective = {"energy": _energy, "max_angle": _soft_largest_cosine}[kind]
     begin, move = _begin(objective), _move(objective)
@@ -130,8 +150,8 @@ def _compiled(backend, kind, shape):
     return begin, move
 
 
-def _begin(objective):
-    def begin(points, top, parameter):
+def _begin(objective: Objective) -> Callable[..., Tensors]:
+    def begin(points: Tensor, top: Tensor, parameter: Tensor) -> Tensors:
         value, gradient, room, top = objective(points, top, parameter)
         rate = room / ops.maximum(_largest_row(gradient), 1e-30)
         moved = ops.max(room)
@@ -141,14 +161,32 @@ def _begin(objective):
     return begin
 
 
-def _move(objective):
+def _move(objective: Objective) -> Callable[..., Tensors]:
     """Projected gradient descent with Barzilai-Borwein steps, keeping the best."""
 
-    def move(state, parameter, steps):
-        def moving(step, points, gradient, rate, best, lowest, moved, top):
+    def move(state: Tensors, parameter: Tensor, steps: Tensor) -> Tensors:
+        def moving(
+            step: Tensor,
+            points: Tensor,
+            gradient: Tensor,
+            rate: Tensor,
+            best: Tensor,
+            lowest: Tensor,
+            moved: Tensor,
+            top: Tensor,
+        ) -> Tensor:
             return ops.logical_and(step < steps, moved > ENOUGH)
 
-        def once(step, points, gradient, rate, best, lowest, moved, top):
+        def once(
+            step: Tensor,
+            points: Tensor,
+            gradient: Tensor,
+            rate: Tensor,
+            best: Tensor,
+            lowest: Tensor,
+            moved: Tensor,
+            top: Tensor,
+        ) -> Tensors:
             reached = _normalized(points - rate * gradient)
             value, slope, room, top = objective(reached, top, parameter)
             rate = _barzilai_borwein(reached - points, slope - gradient, rate)
@@ -164,10 +202,10 @@ def _move(objective):
     return move
 
 
-def _energy(points, top, exponent):
+def _energy(points: Tensor, top: Tensor, exponent: Tensor) -> Tensors:
     """Energy, its gradient on the sphere, a fifth of the least distance, cosine."""
 
-    def block(gram):
+    def block(gram: Tensor) -> tuple[Tensor, Tensor]:
         squared = ops.maximum(2 - 2 * gram, 1e-12)
         inverse = ops.where(gram < -2, 0.0, ops.rsqrt(squared))
         power = inverse**exponent
@@ -178,13 +216,13 @@ def _energy(points, top, exponent):
     return value, _tangent(exponent * push, points), room, largest
 
 
-def _soft_largest_cosine(points, top, sharpness):
+def _soft_largest_cosine(points: Tensor, top: Tensor, sharpness: Tensor) -> Tensors:
     """`log(sum exp(b cos)) / b`, its gradient on the sphere, 3 / b, largest cosine.
 
     `top` is the largest cosine of the step before: close enough to keep exp in range.
     """
 
-    def block(gram):
+    def block(gram: Tensor) -> tuple[Tensor, Tensor]:
         powers = ops.exp(sharpness * (gram - top))
         return ops.sum(powers, axis=(1, 2)), powers
 
@@ -195,7 +233,9 @@ def _soft_largest_cosine(points, top, sharpness):
     return value, _tangent(push, points), room, largest
 
 
-def _over_pairs(points, block):
+def _over_pairs(
+    points: Tensor, block: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over pairs, by blocks of rows.
 
     `block` gets cosines, -inf for a point with itself, shape `(starts, rows,
@@ -209,7 +249,7 @@ def _over_pairs(points, block):
     padded = ops.pad(points, [(0, 0), (0, blocks * size - num_classes), (0, 0)])
     columns = ops.transpose(points, (0, 2, 1))
 
-    def add(number, sums):
+    def add(number: Tensor, sums: Tensors) -> Tensors:
         total, largest, push = sums
         first = number * size
         rows = ops.slice(padded, (0, first, 0), (starts, size, dim))
@@ -233,16 +273,18 @@ def _over_pairs(points, block):
     return total, push[:, :num_classes], largest
 
 
-def _once(lower, upper, body, initial):
+def _once(
+    lower: int, upper: int, body: Callable[[Tensor, Tensors], Tensors], initial: Tensors
+) -> Tensors:
     return body(lower, initial)
 
 
-def _largest_cosine(points):
+def _largest_cosine(points: Tensor) -> Tensor:
     largest = _over_pairs(points, lambda gram: (0.0, ops.zeros_like(gram)))[2]
     return largest[:, 0, 0]
 
 
-def _barzilai_borwein(step, change, rate):
+def _barzilai_borwein(step: Tensor, change: Tensor, rate: Tensor) -> Tensor:
     """The step length `<s, s> / <s, y>`, or twice the last where it has no sense."""
     curvature = ops.sum(step * change, axis=(1, 2), keepdims=True)
     length = ops.sum(ops.square(step), axis=(1, 2), keepdims=True)
@@ -250,12 +292,12 @@ def _barzilai_borwein(step, change, rate):
     return ops.where(curvature > 0, length / safe, 2 * rate)
 
 
-def _tangent(vectors, points):
+def _tangent(vectors: Tensor, points: Tensor) -> Tensor:
     """What of `vectors` lies along the sphere."""
     return vectors - ops.sum(vectors * points, axis=-1, keepdims=True) * points
 
 
-def _largest_row(vectors):
+def _largest_row(vectors: Tensor) -> Tensor:
     # Not squared as they are: charges that almost touch push very hard.
     largest = ops.max(ops.abs(vectors), axis=(1, 2), keepdims=True)
     largest = ops.maximum(largest, 1e-30)
@@ -263,5 +305,5 @@ def _largest_row(vectors):
     return largest * ops.sqrt(ops.max(squared, axis=1, keepdims=True))
 
 
-def _normalized(points):
+def _normalized(points: Tensor) -> Tensor:
     return points * ops.rsqrt(ops.sum(ops.square(points), axis=-1, keepdims=True))

@@ -6,10 +6,14 @@ import os
 import pathlib
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike, Tensor
 from keras_pedcc.common.atomic import write_file
 from keras_pedcc.common.checks import check_centroids
 from keras_pedcc.common.processes import whole
@@ -19,7 +23,7 @@ VERSION = 1
 WORTH_KEEPING = 1.0  # seconds
 
 
-def save_centroids(path, centroids):
+def save_centroids(path: str | os.PathLike[str], centroids: ArrayLike) -> None:
     """Writes centroids to a `.npy` or `.npz` file, by one rename.
 
     The array is stored as it is, bfloat16 as float32, without pickle; `.npz` with a
@@ -51,7 +55,7 @@ def save_centroids(path, centroids):
         write_file(path, lambda file: np.savez(file, centroids=array, sha256=digest))
 
 
-def load_centroids(path):
+def load_centroids(path: str | os.PathLike[str]) -> Array:
     """Reads centroids that `save_centroids` wrote, or any `.npy` of that shape.
 
     Args:
@@ -79,14 +83,14 @@ def load_centroids(path):
     return array
 
 
-def to_numpy(tensor):
+def to_numpy(tensor: ArrayLike | keras.Variable) -> Array:
     """A NumPy array that a file can hold."""
     array = whole(tensor)
     # `.npy` knows no bfloat16; float32 holds it exactly.
     return array.astype("float32") if array.dtype.kind == "V" else array
 
 
-def cached(key, make):
+def cached(key: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
     """Returns the centroids of `key` from the cache, or makes and keeps them.
 
     A file appears by one rename: of several processes that start together each may
@@ -110,7 +114,7 @@ def cached(key, make):
     return made
 
 
-def cache_folder():
+def cache_folder() -> pathlib.Path:
     """Where centroids that took long are kept."""
     if folder := os.environ.get("KERAS_PEDCC_CACHE"):
         return pathlib.Path(folder).expanduser()
@@ -118,7 +122,7 @@ def cache_folder():
     return pathlib.Path(caches) / "keras_pedcc"
 
 
-def _read(path):
+def _read(path: pathlib.Path) -> tuple[Array, str | None]:
     """The centroids in a file, and the key that a cache file has."""
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
@@ -130,7 +134,7 @@ def _read(path):
         return array, str(loaded["key"]) if "key" in loaded else None
 
 
-def _from_cache(name, text):
+def _from_cache(name: str, text: str) -> Array | None:
     try:
         path = cache_folder() / name
         array, key = _read(path)
@@ -147,7 +151,7 @@ def _from_cache(name, text):
         return None
 
 
-def _to_cache(name, array, text):
+def _to_cache(name: str, array: Array, text: str) -> None:
     digest, key = np.array(_digest(array)), np.array(text)
     try:
         path = cache_folder() / name
@@ -165,7 +169,7 @@ def _to_cache(name, array, text):
         )
 
 
-def _checked_path(path):
+def _checked_path(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(
@@ -174,7 +178,7 @@ def _checked_path(path):
     return path
 
 
-def _digest(array):
+def _digest(array: Array) -> str:
     array = np.ascontiguousarray(array)
     head = f"{array.dtype} {array.shape} ".encode()
     return hashlib.sha256(head + array.tobytes()).hexdigest()

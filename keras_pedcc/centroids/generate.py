@@ -4,6 +4,8 @@ import contextlib
 import functools
 import os
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from keras_pedcc.centroids import closed_forms as constructions
 from keras_pedcc.centroids.descent import BLOCK_ELEMENTS, maximize_angle, relax_charges
 from keras_pedcc.centroids.files import cached
 from keras_pedcc.centroids.quality import largest_cosine_bound
+from keras_pedcc.common import Array, Shape, Tensor
 from keras_pedcc.common.checks import check_positive, check_whole
 
 METHODS = (
@@ -34,19 +37,19 @@ USUAL_SPEED = 1e11
 
 
 def generate_pedcc(
-    num_classes,
-    dim,
+    num_classes: int,
+    dim: int,
     *,
-    method="auto",
-    seed=0,
-    exponent=1.0,
-    steps=None,
-    starts=None,
-    seconds=None,
-    dtype="float32",
-    cache=True,
-    verbose=0,
-):
+    method: str = "auto",
+    seed: int = 0,
+    exponent: float = 1.0,
+    steps: int | None = None,
+    starts: int | None = None,
+    seconds: float | None = None,
+    dtype: str = "float32",
+    cache: bool = True,
+    verbose: int = 0,
+) -> Tensor:
     """Spreads class centroids over the unit sphere, as far apart as possible.
 
     The centroids are the rest positions of `num_classes` equal charges that repel
@@ -159,7 +162,14 @@ def generate_pedcc(
         return ops.cast(cached(key, descend) if keep else descend(), dtype)
 
 
-def _check_options(num_classes, dim, seed, exponent, seconds, dtype):
+def _check_options(
+    num_classes: int,
+    dim: int,
+    seed: int,
+    exponent: float,
+    seconds: float | None,
+    dtype: str,
+) -> None:
     check_whole(2, num_classes=num_classes, dim=dim)
     check_whole(0, seed=seed)
     check_positive(4, exponent=exponent)
@@ -172,7 +182,7 @@ def _check_options(num_classes, dim, seed, exponent, seconds, dtype):
         )
 
 
-def _descend(key, seconds, verbose):
+def _descend(key: dict[str, Any], seconds: float | None, verbose: int) -> Tensor:
     """What the cache keeps under `key`: all that it depends on is in there."""
     _warn_of_hours(key, seconds)
     rng = np.random.default_rng(key["seed"])
@@ -182,7 +192,7 @@ def _descend(key, seconds, verbose):
     return maximize_angle(points, key["steps"], seconds, verbose)
 
 
-def _warn_of_hours(key, seconds):
+def _warn_of_hours(key: dict[str, Any], seconds: float | None) -> None:
     """Says beforehand how long a descent takes; a clock ends it after two steps."""
     steps = key["steps"] if seconds is None else min(2, key["steps"])
     num_classes, dim = key["num_classes"], key["dim"]
@@ -198,12 +208,12 @@ def _warn_of_hours(key, seconds):
         )
 
 
-def _operations(num_classes, dim, starts):
+def _operations(num_classes: int, dim: int, starts: int) -> int:
     """Of one step of a descent: two products with all pairs."""
     return 4 * starts * num_classes**2 * dim
 
 
-def _outside_of_traces():
+def _outside_of_traces() -> contextlib.AbstractContextManager[Any]:
     """Lets a layer that is built while Keras traces a model compute at once."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -217,7 +227,7 @@ def _outside_of_traces():
 
 
 @contextlib.contextmanager
-def _full_precision():
+def _full_precision() -> Iterator[None]:
     """Products in float32, which GPUs otherwise cut to ten bits of mantissa.
 
     PyTorch does not unless it is asked to.
@@ -240,7 +250,7 @@ def _full_precision():
         yield
 
 
-def _resolve_method(method, num_classes, dim):
+def _resolve_method(method: str, num_classes: int, dim: int) -> str:
     reach = {
         "simplex": num_classes <= dim + 1,
         "orthogonal_simplices": dim + 2 <= num_classes <= 2 * dim,
@@ -266,7 +276,7 @@ def _resolve_method(method, num_classes, dim):
     return method
 
 
-def _best_method(reach, num_classes, dim):
+def _best_method(reach: dict[str, bool], num_classes: int, dim: int) -> str:
     for name in ("simplex", "orthogonal_simplices", "polygon"):
         if reach[name]:
             return name
@@ -281,7 +291,7 @@ def _best_method(reach, num_classes, dim):
     return "kerdock" if reach["kerdock"] else "random"
 
 
-def _construct(method, num_classes, dim, seed, dtype):
+def _construct(method: str, num_classes: int, dim: int, seed: int, dtype: str) -> Array:
     """A NumPy array; float16 holds what a shorter dtype will be made of."""
     rng = np.random.default_rng(seed)
     short = "float32" if dtype == "float32" else "float16"
@@ -300,26 +310,28 @@ def _construct(method, num_classes, dim, seed, dtype):
     return (centroids @ rotation).astype("float32")
 
 
-def _random_points(rng, shape):
+def _random_points(rng: np.random.Generator, shape: Shape) -> Array:
     points = rng.standard_normal(shape, dtype="float32")
     points /= np.linalg.norm(points, axis=-1, keepdims=True)
     return points
 
 
-def _default_starts(method, num_classes):
+def _default_starts(method: str, num_classes: int) -> int:
     # 32 find the least known energy of every n up to 100 in three dimensions.
     few, starts = {"energy": (128, 32), "max_angle": (32, 8)}.get(method, (0, 1))
     return starts if num_classes <= few else 1
 
 
-def _default_steps(method, num_classes, dim, starts):
+def _default_steps(method: str, num_classes: int, dim: int, starts: int) -> int:
     """Enough to converge where that takes seconds; some minutes' worth elsewhere."""
     usual = {"energy": 1_000, "max_angle": 6_000 if num_classes <= 256 else 4_800}
     affordable = int(4e12 / _operations(num_classes, dim, starts))
     return max(24, min(usual.get(method, 1), affordable))
 
 
-def _check_memory(num_classes, dim, method, starts, dtype):
+def _check_memory(
+    num_classes: int, dim: int, method: str, starts: int, dtype: str
+) -> None:
     """Raises unless what is held at most, in bytes, is there."""
     of_each_number = {
         "energy": 48 * starts,
@@ -339,7 +351,7 @@ def _check_memory(num_classes, dim, method, starts, dtype):
         )
 
 
-def _physical_memory():
+def _physical_memory() -> int | None:
     """Bytes of this machine's memory, or `None` where it does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,9 +2,11 @@
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from keras_pedcc.centroids.closed_forms import hadamard
+from keras_pedcc.common import Array, Tensor
 from keras_pedcc.common.vectors import one_hot
 
 
@@ -27,7 +29,9 @@ class KerdockCentroids:
         flips: What each coordinate is multiplied by, 1 or -1, int8, shape `(d,)`.
     """
 
-    def __init__(self, num_classes, dim, signs, columns, flips):
+    def __init__(
+        self, num_classes: int, dim: int, signs: Tensor, columns: Tensor, flips: Tensor
+    ) -> None:
         self.shape = (num_classes, dim)
         self.signs, self.columns, self.flips = signs, columns, flips
         self.d = d = signs.shape[1]
@@ -36,12 +40,12 @@ class KerdockCentroids:
         self.inner = hadamard(self.q).astype("float32")
         self.outer = hadamard(self.r) * d**-0.5
 
-    def coordinates(self, features):
+    def coordinates(self, features: Tensor) -> Tensor:
         """Of features along the standard basis: shape `(batch, d)`."""
         chosen = ops.take(features, self.columns, axis=1)
         return chosen * ops.cast(self.flips, features.dtype)
 
-    def vectors(self, index):
+    def vectors(self, index: Tensor) -> Tensor:
         """Coordinates of the centroids of classes, float32: `(len(index), d)`."""
         pair, d = index // 2, self.d
         basis, row = pair // d, pair % d
@@ -54,7 +58,7 @@ class KerdockCentroids:
         positive = ops.where((basis == 0)[:, None], standard, turned)
         return positive * ops.cast(1 - 2 * (index % 2), "float32")[:, None]
 
-    def rows(self, index):
+    def rows(self, index: Tensor) -> Tensor:
         """Centroids of classes, float32, shape `(len(index), dim)`."""
         turned = self.vectors(index) * ops.cast(self.flips, "float32")
         shape = (self.shape[1], turned.shape[0])
@@ -62,7 +66,9 @@ class KerdockCentroids:
             ops.scatter(self.columns[:, None], ops.transpose(turned), shape)
         )
 
-    def cosines(self, features, start=0, size=None):
+    def cosines(
+        self, features: Tensor, start: int = 0, size: int | None = None
+    ) -> Tensor:
         """With `size` classes from `start` on, a multiple of `2 d`: `(batch, size)`."""
         size = self.shape[0] - start if size is None else size
         first, end = start // (2 * self.d), -(-(start + size) // (2 * self.d))
@@ -76,21 +82,21 @@ class KerdockCentroids:
         both = ops.reshape(both, (2 * positive.shape[0], -1))
         return ops.transpose(both[:size])
 
-    def products(self, signs, x):
+    def products(self, signs: Tensor, x: Tensor) -> Tensor:
         """Of coordinates `x`, `(d, batch)`, with the positive vectors of some bases."""
         parts = ops.reshape(x, (self.r, self.q, -1))
         parts = ops.matmul(self._signed(signs, x.dtype), parts)
         parts = self._across(parts)
         return ops.reshape(parts, (signs.shape[0] * self.d, -1))
 
-    def sums(self, signs, weights):
+    def sums(self, signs: Tensor, weights: Tensor) -> Tensor:
         """The same vectors, weighted by `(vectors, batch)` and added: `(d, batch)`."""
         parts = ops.reshape(weights, (signs.shape[0], self.r, self.q, -1))
         parts = self._across(parts)
         signed = ops.swapaxes(self._signed(signs, weights.dtype), -1, -2)
         return ops.reshape(ops.sum(ops.matmul(signed, parts), axis=0), (self.d, -1))
 
-    def _across(self, parts):
+    def _across(self, parts: Tensor) -> Tensor:
         """`H_r / sqrt(d)` over the second axis of `(bases, r, q, batch)`."""
         outer = ops.cast(self.outer, parts.dtype)
         if keras.distribution.distribution() is not None:
@@ -99,15 +105,17 @@ class KerdockCentroids:
         merged = ops.reshape(parts, (parts.shape[0], self.r, -1))
         return ops.reshape(ops.matmul(outer, merged), ops.shape(parts))
 
-    def _signed(self, signs, dtype):
+    def _signed(self, signs: Tensor, dtype: str) -> Tensor:
         """`H_q` with its columns multiplied by signs: `(bases, r, q, q)`."""
         signs = ops.reshape(signs, (signs.shape[0], self.r, 1, self.q))
         return ops.cast(self.inner, dtype) * ops.cast(signs, dtype)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<KerdockCentroids, shape={self.shape}; numpy.asarray makes the array>"
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> Array:
         if copy is False:
             raise ValueError("The array of `KerdockCentroids` is made, never shared.")
         whole = np.empty(self.shape, "float32" if dtype is None else dtype)

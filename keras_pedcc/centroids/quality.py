@@ -1,16 +1,19 @@
 """How evenly centroids are spread, and how far from possible that is."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_centroids, unit_rows
 
 BLOCK_ROWS = 1024  # on each side: 8 MiB of cosines in float64 at a time
 
 
-def centroid_report(centroids):
+def centroid_report(centroids: ArrayLike) -> dict[str, Any]:
     """Measures how evenly centroids are spread, and how far from possible that is.
 
     Args:
@@ -58,7 +61,7 @@ def centroid_report(centroids):
     }
 
 
-def largest_cosine_bound(num_classes, dim):
+def largest_cosine_bound(num_classes: int, dim: int) -> float:
     """What the largest cosine of no arrangement of unit vectors can go below."""
     if num_classes <= dim + 1:
         return -1 / (num_classes - 1)
@@ -69,7 +72,7 @@ def largest_cosine_bound(num_classes, dim):
     return _levenshtein(num_classes, dim)
 
 
-def _levenshtein(num_classes, dim):
+def _levenshtein(num_classes: int, dim: int) -> float:
     """The s at which Levenshtein's bound on the number of vectors is `num_classes`.
 
     With P_k Gegenbauer's polynomials of `dim` dimensions, P_k(1) = 1, up to the
@@ -81,12 +84,12 @@ def _levenshtein(num_classes, dim):
     d, low = dim, 0.0
     for k in range(2, 1000):
 
-        def odd(s, k=k):
+        def odd(s: float, k: int = k) -> float:
             before, p, _ = _gegenbauer(s, k, d)
             ratio = (before - p) / ((1 - s) * p)
             return math.comb(k + d - 3, k - 1) * ((2 * k + d - 3) / (d - 1) - ratio)
 
-        def even(s, k=k):
+        def even(s: float, k: int = k) -> float:
             _, p, after = _gegenbauer(s, k, d)
             ratio = (1 + s) * (p - after) / ((1 - s) * (p + after))
             return math.comb(k + d - 2, k) * ((2 * k + d - 1) / (d - 1) - ratio)
@@ -99,7 +102,7 @@ def _levenshtein(num_classes, dim):
     return low
 
 
-def _gegenbauer(s, k, dim):
+def _gegenbauer(s: float, k: int, dim: int) -> tuple[float, float, float]:
     """P_{k-1}, P_k and P_{k+1} at s."""
     before, p = 1.0, s
     for i in range(1, k + 1):
@@ -109,7 +112,7 @@ def _gegenbauer(s, k, dim):
     return before, p, after
 
 
-def _largest_zero(k, dim):
+def _largest_zero(k: int, dim: int) -> float:
     """The largest zero of P_k, an eigenvalue of its recurrence."""
     i = np.arange(1, k)
     beside = np.sqrt(i * (i + dim - 3) / ((2 * i + dim - 4) * (2 * i + dim - 2)))
@@ -117,10 +120,10 @@ def _largest_zero(k, dim):
     return float(np.linalg.eigvalsh(matrix)[-1])
 
 
-def _largest_zero_of_difference(k, dim):
+def _largest_zero_of_difference(k: int, dim: int) -> float:
     """The largest zero below 1 of P_k - P_{k+1}."""
 
-    def difference(s):
+    def difference(s: float) -> float:
         _, p, after = _gegenbauer(s, k, dim)
         return p - after
 
@@ -129,7 +132,9 @@ def _largest_zero_of_difference(k, dim):
     return _where(difference, 0.0, low, high)
 
 
-def _where(function, value, low, high):
+def _where(
+    function: Callable[[float], float], value: float, low: float, high: float
+) -> float:
     """Where a rising function takes a value, by halving."""
     for _ in range(80):
         middle = (low + high) / 2
@@ -137,7 +142,7 @@ def _where(function, value, low, high):
     return low
 
 
-def _pair_statistics(blocks):
+def _pair_statistics(blocks: list[Array]) -> tuple[float, float, float]:
     """Largest and smallest cosine, and Coulomb energy, one pair of blocks at a time."""
     largest, smallest, energy = -1.0, 1.0, 0.0
     for first, block in enumerate(blocks):
@@ -151,14 +156,14 @@ def _pair_statistics(blocks):
     return largest, smallest, energy
 
 
-def _cosines_of_pairs(rows, others):
+def _cosines_of_pairs(rows: Array, others: Array | None) -> Array:
     """Cosines of rows to `others`; of each two rows, once, if that is `None`."""
     if others is not None:
         return rows @ unit_rows(others).T
     return (rows @ rows.T)[np.triu_indices(len(rows), 1)]
 
 
-def _energy(cosines):
+def _energy(cosines: Array) -> float:
     distances = np.sqrt(np.maximum(2 - 2 * cosines, 0))
     with np.errstate(divide="ignore"):
         return float(np.sum(1 / distances))

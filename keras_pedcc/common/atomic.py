@@ -2,13 +2,16 @@
 
 import contextlib
 import os
+import pathlib
 import uuid
+from collections.abc import Callable
+from typing import BinaryIO
 
 UNFINISHED = ".unfinished-pedcc"
 ABANDONED = 3600.0  # seconds
 
 
-def write_file(path, save):
+def write_file(path: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
     """Writes a file under a temporary name, then gives it its own by one rename.
 
     Each write has a temporary name of its own in the same folder: whatever other
@@ -38,7 +41,7 @@ def write_file(path, save):
         raise
 
 
-def _delete_abandoned(folder, now):
+def _delete_abandoned(folder: pathlib.Path, now: float) -> None:
     for path in folder.glob(f"*{UNFINISHED}"):
         # Another process may be deleting it too, or it may be another user's.
         with contextlib.suppress(OSError):

@@ -1,14 +1,18 @@
 """Input validation."""
 
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
+
 BLOCK_ROWS = 8192  # so many rows have copies in float64 at a time
 
 
-def check_centroids(centroids):
+def check_centroids(centroids: ArrayLike) -> Array:
     """Returns `centroids` as NumPy's, or raises a `ValueError`."""
     centroids = np.asarray(centroids)
     if centroids.ndim != 2 or min(centroids.shape) < 2:
@@ -29,7 +33,7 @@ def check_centroids(centroids):
     return centroids
 
 
-def unit_centroids(centroids, dtype="float64"):
+def unit_centroids(centroids: ArrayLike, dtype: str = "float64") -> Array:
     """Returns `centroids` with unit rows, computed in float64, or raises as above."""
     centroids = check_centroids(centroids)
     units = np.empty(centroids.shape, dtype)
@@ -39,19 +43,19 @@ def unit_centroids(centroids, dtype="float64"):
     return units
 
 
-def unit_rows(rows):
+def unit_rows(rows: Array) -> Array:
     """Rows divided by their lengths, in float64, without a square that overflows."""
     rows = rows.astype("float64")
     rows /= np.abs(rows).max(axis=1, keepdims=True)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _blocks_of_rows(array):
+def _blocks_of_rows(array: Array) -> list[Array]:
     """Views of an array, a few thousand rows each."""
     return [array[i : i + BLOCK_ROWS] for i in range(0, len(array), BLOCK_ROWS)]
 
 
-def check_features(**named):
+def check_features(**named: ArrayLike) -> Array:
     """Returns the one array given, as NumPy's, or raises unless rows have directions.
 
     Any real dtype, shape `(batch, dim)`, without NaN, infinity or a row of zeros.
@@ -75,12 +79,12 @@ def check_features(**named):
     return features
 
 
-def rows_without_direction(features):
+def rows_without_direction(features: Array) -> Array:
     """Which rows are all zero, or hold NaN or infinity, shape `(batch,)`."""
     return ~np.isfinite(features).all(axis=1) | ~features.any(axis=1)
 
 
-def check_classes(**named):
+def check_classes(**named: Any) -> Array:
     """Returns the labels given, as NumPy's of shape `(batch,)`, or raises.
 
     Args:
@@ -105,7 +109,7 @@ def check_classes(**named):
     return labels
 
 
-def check_whole(minimum, **values):
+def check_whole(minimum: int, **values: Any) -> None:
     """Raises unless each value is a whole number of at least `minimum`."""
     for name, value in values.items():
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -120,7 +124,7 @@ def check_whole(minimum, **values):
             )
 
 
-def check_positive(most=float("inf"), **values):
+def check_positive(most: float = float("inf"), **values: Any) -> None:
     """Raises unless each value is a finite number above 0, and at most `most`."""
     for name, value in values.items():
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -132,7 +136,7 @@ def check_positive(most=float("inf"), **values):
             )
 
 
-def check_dim(input_shape):
+def check_dim(input_shape: Sequence[int | None]) -> int:
     """Returns the size of the features, or raises a `ValueError`."""
     dim = input_shape[-1] if len(input_shape) == 2 else None
     if dim is None or dim < 2:
@@ -144,7 +148,7 @@ def check_dim(input_shape):
     return dim
 
 
-def narrow_labels(y_true):
+def narrow_labels(y_true: ArrayLike) -> ArrayLike:
     """Brings NumPy integers into int32, what is out of range staying no class.
 
     JAX would take the lower 32 bits of a longer integer.

@@ -2,11 +2,20 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 
+from keras_pedcc.common import Tensor, Tensors
 
-def with_gradient(function, slopes):
+# Returns a value and what the function of its gradient needs.
+Function: TypeAlias = Callable[..., tuple[Tensor, Tensors]]
+# Takes tensors, what the function left for it, and the slope of the loss by the value.
+Slopes: TypeAlias = Callable[[Tensors, Tensors, Tensor], Tensors]
+
+
+def with_gradient(function: Function, slopes: Slopes) -> Callable[..., Tensor]:
     """Returns `function` with the gradient that `slopes` computes.
 
     The result can be differentiated as often as `slopes` itself, and works under
@@ -35,11 +44,11 @@ def with_gradient(function, slopes):
     return make[keras.backend.backend()](function, slopes)
 
 
-def _tensorflow(function, slopes):
+def _tensorflow(function: Function, slopes: Slopes) -> Callable[..., Tensor]:
     import tensorflow as tf
 
     @tf.custom_gradient
-    def call(*tensors):
+    def call(*tensors: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensors]]:
         value, residuals = function(*tensors)
         return value, lambda upstream: slopes(tensors, residuals, upstream)
 
@@ -47,32 +56,34 @@ def _tensorflow(function, slopes):
     return lambda *tensors: call(*map(tf.convert_to_tensor, tensors))
 
 
-def _jax(function, slopes):
+def _jax(function: Function, slopes: Slopes) -> Callable[..., Tensor]:
     import jax
 
     @jax.custom_vjp
-    def call(*tensors):
+    def call(*tensors: Tensor) -> Tensor:
         return function(*tensors)[0]
 
-    def forward(*tensors):
+    def forward(*tensors: Tensor) -> tuple[Tensor, tuple[Tensors, Tensors]]:
         value, residuals = function(*tensors)
         return value, (tensors, residuals)
 
-    call.defvjp(forward, lambda saved, upstream: slopes(*saved, upstream))
+    call.defvjp(forward, lambda saved, upstream: slopes(saved[0], saved[1], upstream))
     return call
 
 
-def _torch(function, slopes):
+def _torch(function: Function, slopes: Slopes) -> Callable[..., Tensor]:
     return functools.partial(_torch_function().apply, function, slopes)
 
 
 @functools.cache
-def _torch_function():
+def _torch_function() -> Any:
     import torch
 
     class WithGradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, function, slopes, *tensors):
+        def forward(
+            ctx: Any, function: Function, slopes: Slopes, *tensors: Tensor
+        ) -> Tensor:
             with full_precision(tensors[0]):
                 value, residuals = function(*tensors)
             ctx.function, ctx.slopes, ctx.number = function, slopes, len(tensors)
@@ -81,7 +92,7 @@ def _torch_function():
             return value
 
         @staticmethod
-        def backward(ctx, upstream):
+        def backward(ctx: Any, upstream: Tensor) -> Tensors:
             tensors = ctx.saved_tensors[: ctx.number]
             residuals = ctx.saved_tensors[ctx.number :]
             with full_precision(upstream):
@@ -93,7 +104,7 @@ def _torch_function():
     return WithGradient
 
 
-def full_precision(tensor):
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which `torch.autocast` shortens nothing.
 
     Args:

@@ -1,9 +1,11 @@
 """Uses of private API, and what would make each unnecessary."""
 
+from typing import NoReturn
+
 import keras
 
 
-def let_tapes_watch(variable):
+def let_tapes_watch(variable: keras.Variable) -> None:
     """Makes TensorFlow record gradients of a Keras variable that was born frozen.
 
     A subclassed model creates its variables after their layer was frozen, and Keras
@@ -18,7 +20,7 @@ def let_tapes_watch(variable):
             replica._trainable = True
 
 
-def set_optimizer(model, optimizer):
+def set_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Replaces the optimizer of a compiled model, also in what the model saves.
 
     `compile` would do so and make loss and metrics anew. Unnecessary once
@@ -28,7 +30,7 @@ def set_optimizer(model, optimizer):
     model._compile_config.config["optimizer"] = optimizer
 
 
-def start_fit_at(model, epoch):
+def start_fit_at(model: keras.Model, epoch: int | None) -> None:
     """Has the running `fit` begin at `epoch`, or at its `initial_epoch` if `None`.
 
     `fit` reads it after `on_train_begin`; Keras' own `BackupAndRestore` sets it.
@@ -44,8 +46,10 @@ class RefusesSwapping:
     Unnecessary once the callback asks an optimizer for its averages by public means.
     """
 
+    use_ema: bool
+
     @property
-    def _model_variables_moving_average(self):
+    def _model_variables_moving_average(self) -> NoReturn:
         raise ValueError(
             "`SwapEMAWeights` does not work with the `FinetuneOptimizer` that "
             "`FinetuneCallback` puts around an optimizer. Received: use_ema="

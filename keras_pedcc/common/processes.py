@@ -4,13 +4,19 @@ With one process, and on other backends, every function here does nothing specia
 """
 
 import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
 
-def together():
+T = TypeVar("T")
+
+
+def together() -> bool:
     """Whether other processes train the same model."""
     # Without a distribution each process trains a model of its own.
     if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
@@ -20,7 +26,7 @@ def together():
     return jax.process_count() > 1
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this process is the one that writes."""
     if not together():
         return True
@@ -29,7 +35,7 @@ def is_first():
     return jax.process_index() == 0
 
 
-def own(values):
+def own(values: Sequence[T]) -> T:
     """The value of this process, of those that `exchange` has returned."""
     if not together():
         return values[0]
@@ -38,7 +44,7 @@ def own(values):
     return values[jax.process_index() % len(values)]
 
 
-def exchange(value):
+def exchange(value: T) -> list[T]:
     """Returns the values of all processes, which must all call this.
 
     Args:
@@ -55,7 +61,7 @@ def exchange(value):
     return [json.loads(bytes(each)) for each in texts]
 
 
-def wait():
+def wait() -> None:
     """Waits until all processes are here."""
     if together():
         from jax.experimental import multihost_utils
@@ -63,7 +69,7 @@ def wait():
         multihost_utils.sync_global_devices("keras_pedcc")
 
 
-def whole(tensor):
+def whole(tensor: ArrayLike | keras.Variable) -> Array:
     """Returns the NumPy array of a tensor or variable, also if processes share it.
 
     All processes must call this. The whole value must fit on each device.
@@ -74,7 +80,7 @@ def whole(tensor):
     return np.asarray(_gather(value, tiled=True))
 
 
-def _gather(value, tiled=False):
+def _gather(value: ArrayLike, tiled: bool = False) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(value, tiled=tiled)

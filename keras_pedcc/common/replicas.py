@@ -1,11 +1,14 @@
 """What replicas of `tf.distribute` have in common; one of them on other backends."""
 
 import contextlib
+from typing import Any
 
 import keras
 
+from keras_pedcc.common import Tensor
 
-def number_of_replicas():
+
+def number_of_replicas() -> int:
     """Replicas whose losses Keras adds up."""
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -14,7 +17,7 @@ def number_of_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def sum_over_replicas(values):
+def sum_over_replicas(values: Tensor) -> Tensor:
     """The sum of a tensor over all replicas, inside of one; else the tensor."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -25,7 +28,7 @@ def sum_over_replicas(values):
     return values
 
 
-def strategy_scope(model):
+def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
     """The scope that a model was made in, in which its variables must be made."""
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow only
     return strategy.scope() if strategy is not None else contextlib.nullcontext()

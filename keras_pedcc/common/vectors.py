@@ -4,10 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 
 
-def unit_vectors(vectors):
+def unit_vectors(vectors: Tensor) -> Tensor:
     """Divides each row by its Euclidean length: `v / |v|`.
 
     A row shorter than 1e-6 is divided by 1e-6 instead, so that the gradient at a
@@ -23,14 +24,14 @@ def unit_vectors(vectors):
     return vectors * _row_scale(vectors)
 
 
-def _row_scale(vectors):
+def _row_scale(vectors: Tensor) -> Tensor:
     squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     inverse = ops.rsqrt(at_least(squared, 1e-12))
     # A square that overflows would give 0 instead.
     return filled(inverse, squared == np.inf, np.nan)
 
 
-def lengths(vectors):
+def lengths(vectors: Tensor) -> Tensor:
     """`|v|` of each row, at least 1e-6, so that its gradient is finite.
 
     Args:
@@ -43,13 +44,13 @@ def lengths(vectors):
     return ops.sqrt(at_least(squared, 1e-12))
 
 
-def inverse_lengths(rows):
+def inverse_lengths(rows: Tensor) -> Tensor:
     """`1 / |v|` of each row, shape `(rows,)`, with `|v|` at least 1e-6."""
     squared = ops.sum(ops.square(rows), axis=1)
     return ops.rsqrt(at_least(squared, 1e-12))
 
 
-def products(features, centroids):
+def products(features: Tensor, centroids: Tensor) -> Tensor:
     """`features @ centroids.T`, in the order that TensorFlow multiplies faster in."""
     if centroids.shape[0] <= centroids.shape[1]:
         return ops.matmul(features, ops.transpose(centroids))
@@ -59,17 +60,19 @@ def products(features, centroids):
     return _product(features, centroids)[0]
 
 
-def _product(features, centroids):
+def _product(features: Tensor, centroids: Tensor) -> tuple[Tensor, tuple[()]]:
     return ops.transpose(ops.matmul(centroids, ops.transpose(features))), ()
 
 
-def _product_slopes(tensors, residuals, upstream):
+def _product_slopes(
+    tensors: Tensors, residuals: Tensors, upstream: Tensor
+) -> tuple[Tensor, Tensor]:
     features, centroids = tensors
     slope = ops.matmul(upstream, centroids)
     return slope, ops.matmul(ops.transpose(upstream), features)
 
 
-def cosines(features, centroids):
+def cosines(features: Tensor, centroids: Tensor) -> Tensor:
     """`features @ centroids.T / |centroids|`.
 
     The lengths are computed at every call, because anything may write the weight at
@@ -78,7 +81,7 @@ def cosines(features, centroids):
     return products(features, centroids) * inverse_lengths(centroids)
 
 
-def with_fixed_mean(rows):
+def with_fixed_mean(rows: Tensor) -> Tensor:
     """`v / |v|` of each row, with gradients that leave the mean of the rows alone.
 
     From the gradient of each unit vector the mean over the rows is taken,
@@ -94,13 +97,13 @@ def with_fixed_mean(rows):
     return _centered(unit_vectors(_centered(rows)))
 
 
-def _centered(rows):
+def _centered(rows: Tensor) -> Tensor:
     """The same rows; their gradients without the mean over the rows."""
     mean = ops.mean(rows, axis=0, keepdims=True)
     return rows + (ops.stop_gradient(mean) - mean)
 
 
-def at_least(values, least):
+def at_least(values: Tensor, least: float) -> Tensor:
     """`max(values, least)`; NaN stays NaN.
 
     `keras.ops` would make a tensor of the number at every call, which on PyTorch
@@ -111,19 +114,19 @@ def at_least(values, least):
     return ops.maximum(values, least)
 
 
-def filled(values, where, number):
+def filled(values: Tensor, where: Tensor, number: float) -> Tensor:
     """`values`, with `number` where `where` is true; see `at_least`."""
     if keras.backend.backend() == "torch":
         return values.masked_fill(where, number)
     return ops.where(where, number, values)
 
 
-def nan_unless(valid, values):
+def nan_unless(valid: Tensor, values: Tensor) -> Tensor:
     """`values`, with NaN where `valid` is false."""
     return filled(values, ops.logical_not(valid), np.nan)
 
 
-def one_hot(index, number, dtype):
+def one_hot(index: Tensor, number: int, dtype: str) -> Tensor:
     """Rows of zeros with a 1 at `index`, shape `(len(index), number)`.
 
     On PyTorch `keras.ops.one_hot` reads the largest index off the device.

@@ -1,13 +1,16 @@
 """Distances within and between classes, as functions and as Keras metrics."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike, Tensor
 from keras_pedcc.common.checks import check_classes, check_whole, narrow_labels
 
 
-def intra_class_distance(features, labels):
+def intra_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of features to the mean of their class, eq. 7.
 
     `D_intra = sum_i P_i E_i |x - mu_i|^2`, with `P_i` the share and `mu_i` the
@@ -35,7 +38,7 @@ def intra_class_distance(features, labels):
     return float(np.mean(np.sum((features - means[index]) ** 2, axis=1)))
 
 
-def inter_class_distance(features, labels):
+def inter_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of class means to the mean of all samples, eq. 6.
 
     `D_inter = sum_i P_i |mu_i - mu|^2`, with `mu` the mean of all samples; the
@@ -59,7 +62,14 @@ class _ClassSums(keras.metrics.Metric):
     Sums, and not means, because replicas add their variables up.
     """
 
-    def __init__(self, num_classes, dim, *, name=None, dtype="float32"):
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        name: str | None = None,
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         check_whole(2, num_classes=num_classes, dim=dim)
         self.num_classes = num_classes
@@ -68,7 +78,12 @@ class _ClassSums(keras.metrics.Metric):
         self.sums = self.add_variable((num_classes, dim), "zeros", name="sums")
         self.squares = self.add_variable((), "zeros", name="squares")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self,
+        y_true: ArrayLike,
+        y_pred: ArrayLike | dict[str, ArrayLike],
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
         features = ops.cast(self._features(y_pred), self.dtype)
         labels = ops.convert_to_tensor(narrow_labels(y_true))
         self._check_labels(labels, features)
@@ -81,12 +96,12 @@ class _ClassSums(keras.metrics.Metric):
         self.sums.assign_add(sums)
         self.squares.assign_add(ops.sum(weight * squares))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(num_classes=self.num_classes, dim=self.dim)
         return config
 
-    def _features(self, y_pred):
+    def _features(self, y_pred: ArrayLike | dict[str, ArrayLike]) -> Tensor:
         features = y_pred["features"] if isinstance(y_pred, dict) else y_pred
         features = ops.convert_to_tensor(features)
         if len(features.shape) != 2 or features.shape[1] != self.dim:
@@ -97,7 +112,7 @@ class _ClassSums(keras.metrics.Metric):
             )
         return features
 
-    def _check_labels(self, labels, features):
+    def _check_labels(self, labels: Tensor, features: Tensor) -> None:
         rows, width = (*labels.shape, 1, 1)[:2]
         fits = len(labels.shape) in (1, 2) and width in (1, self.num_classes)
         # In a graph the size of the batch may be unknown.
@@ -109,7 +124,9 @@ class _ClassSums(keras.metrics.Metric):
                 "and features of one batch."
             )
 
-    def _per_class(self, labels, features, weight):
+    def _per_class(
+        self, labels: Tensor, features: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         soft = len(labels.shape) == 2 and labels.shape[1] == self.num_classes
         target, valid = self._distribution(labels) if soft else self._index(labels)
         weight = ops.where(valid, weight, np.nan)
@@ -122,19 +139,19 @@ class _ClassSums(keras.metrics.Metric):
         sums = ops.segment_sum(weighted, target, num_segments=self.num_classes)
         return sums[:, 0], sums[:, 1:]
 
-    def _index(self, labels):
+    def _index(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Class of each sample, and whether its label is one."""
         labels = ops.reshape(labels, (-1,))
         index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
         return index, ops.equal(ops.cast(index, labels.dtype), labels)
 
-    def _distribution(self, labels):
+    def _distribution(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Share of each class in each sample, and whether its label is valid."""
         share = ops.cast(labels, self.dtype)
         whole = ops.abs(ops.sum(share, axis=1) - 1) <= 1e-2
         return share, ops.logical_and(whole, ops.all(share >= 0, axis=1))
 
-    def _moments(self):
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean squared length of the features, of class means, and of the mean."""
         total = ops.sum(self.counts)
         counts = ops.maximum(self.counts, 1e-30)
@@ -172,11 +189,16 @@ class IntraClassDistance(_ClassSums):
     """
 
     def __init__(
-        self, num_classes, dim, *, name="intra_class_distance", dtype="float32"
-    ):
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        name: str = "intra_class_distance",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(num_classes, dim, name=name, dtype=dtype)
 
-    def result(self):
+    def result(self) -> Tensor:
         features, means, _ = self._moments()
         return ops.maximum(features - means, 0.0)
 
@@ -191,16 +213,23 @@ class InterClassDistance(_ClassSums):
     """
 
     def __init__(
-        self, num_classes, dim, *, name="inter_class_distance", dtype="float32"
-    ):
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        name: str = "inter_class_distance",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(num_classes, dim, name=name, dtype=dtype)
 
-    def result(self):
+    def result(self) -> Tensor:
         _, means, overall = self._moments()
         return ops.maximum(means - overall, 0.0)
 
 
-def _class_means(features, labels):
+def _class_means(
+    features: ArrayLike, labels: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
     """Features in float64, class index of each, priors and means of the classes."""
     features = np.asarray(ops.convert_to_numpy(features), "float64")
     if features.ndim != 2 or not len(features):

@@ -1,8 +1,11 @@
 """A trained network as an embedder: alone, on images, and watched during training."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
+from keras_pedcc.common import Array, ArrayLike, Logs
 from keras_pedcc.common.checks import check_whole, rows_without_direction
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.evaluation.prediction import (
@@ -24,7 +27,7 @@ from keras_pedcc.layers.cosine_dense import CosineDense
 KEYS = ("accuracy", "auc", "eer")  # of a verification report that go into the logs
 
 
-def embedder(model, *, name="embedder"):
+def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
     """The part of a model that ends in features, as a model of its own.
 
     It shares the weights of `model`: what is trained later changes it, too. A head of
@@ -70,7 +73,9 @@ def embedder(model, *, name="embedder"):
         return keras.Model(graph.input, unit(features), name=name)
 
 
-def embed(embedder, images, *, batch_size=32, flip=False):
+def embed(
+    embedder: keras.Model, images: Any, *, batch_size: int = 32, flip: bool = False
+) -> Array:
     """Features of images; with `flip`, of each image and its mirror image together.
 
     With f(x) the embedder: `f(x)`, or `(f(x) + f(mirror(x))) / |...|`, mirrored left
@@ -160,15 +165,15 @@ class VerificationCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        images,
-        pairs,
-        same,
+        images: Any,
+        pairs: ArrayLike,
+        same: ArrayLike,
         *,
-        folds=10,
-        batch_size=32,
-        flip=False,
-        name="verification",
-    ):
+        folds: int | ArrayLike = 10,
+        batch_size: int = 32,
+        flip: bool = False,
+        name: str = "verification",
+    ) -> None:
         super().__init__()
         check_whole(1, batch_size=batch_size)
         images = _check_images(images) if flip else images
@@ -184,17 +189,17 @@ class VerificationCallback(keras.callbacks.Callback):
         self.flip = flip
         self.name = name
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         # Once: each new model would be traced anew.
         self._embedder = embedder(self.model)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         report = self._report()
         if logs is not None:
             logs.update({f"val_{self.name}_{key}": report[key] for key in KEYS})
 
-    def _report(self):
+    def _report(self) -> dict[str, Any]:
         features = embed(
             self._embedder, self.images, batch_size=self.batch_size, flip=self.flip
         )
@@ -204,11 +209,12 @@ class VerificationCallback(keras.callbacks.Callback):
         return verification_report(scores, self.same, folds=self.folds)
 
 
-def _graph_of(model):
+def _graph_of(model: object) -> keras.Model | None:
     """A functional or built `Sequential` model as a plain one, `None` for any other."""
     if not isinstance(model, keras.Model):
         return None
-    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    inputs: Any = getattr(model, "inputs", None)
+    outputs: Any = getattr(model, "outputs", None)
     tensors = keras.tree.flatten([inputs, outputs])
     if not all(isinstance(each, keras.KerasTensor) for each in tensors):
         return None
@@ -218,7 +224,7 @@ def _graph_of(model):
     return keras.Model(inputs[0] if one else inputs, outputs)
 
 
-def _features_of(graph):
+def _features_of(graph: keras.Model) -> keras.KerasTensor:
     """The tensor of features, not yet of unit length if a head took it."""
     outputs = graph.output
     named = outputs.get("features") if isinstance(outputs, dict) else None
@@ -238,7 +244,7 @@ def _features_of(graph):
     )
 
 
-def _inputs_of_heads(graph, wanted):
+def _inputs_of_heads(graph: keras.Model, wanted: list[int]) -> list[keras.KerasTensor]:
     """What those heads took that give the outputs of a model with these numbers."""
     calls, copy = _calls_of(graph)
     leaves = keras.tree.flatten(copy.output)
@@ -254,7 +260,7 @@ def _inputs_of_heads(graph, wanted):
     return found
 
 
-def _calls_of(graph):
+def _calls_of(graph: keras.Model) -> tuple[list[tuple[Any, ...]], keras.Model]:
     """Calls the layers of a model once more, on the same inputs.
 
     A layer's `input` belongs to its first call, which may be in another model.
@@ -265,7 +271,7 @@ def _calls_of(graph):
     """
     calls = []
 
-    def call(layer, *args, **kwargs):
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         outputs = layer(*args, **kwargs)
         calls.append((layer, args, kwargs, keras.tree.flatten(outputs)))
         return outputs
@@ -279,7 +285,7 @@ def _calls_of(graph):
     return calls, copy
 
 
-def _check_images(images):
+def _check_images(images: Any) -> Array:
     if len(getattr(images, "shape", ())) != 4:
         raise ValueError(
             "`images` must be one array with four axes to be flipped. Received: "
@@ -289,13 +295,13 @@ def _check_images(images):
     return to_numpy(images)
 
 
-def _mirrored(images):
+def _mirrored(images: Array) -> Array:
     last = keras.config.image_data_format() == "channels_last"
     # In one piece: PyTorch takes no array that runs backwards.
     return np.ascontiguousarray(np.flip(images, axis=2 if last else 3))
 
 
-def _check_pairs_folds(folds, same, pairs):
+def _check_pairs_folds(folds: int | ArrayLike, same: Array, pairs: Array) -> Array:
     if len(same) != len(pairs):
         raise ValueError(
             "There must be one of `same` for each pair. Received: pairs.shape="

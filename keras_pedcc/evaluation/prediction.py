@@ -1,18 +1,22 @@
 """Outputs of a model for rows in any form, also where devices share every batch."""
 
-import collections.abc
 import itertools
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.replicas import number_of_replicas, strategy_scope
 
+T = TypeVar("T")
 
-def predict_all(model, images, *, batch_size=32):
+
+def predict_all(model: keras.Model, images: Any, *, batch_size: int = 32) -> Any:
     """`model.predict` for any number of rows on any number of devices.
 
     JAX's `DataParallel` cuts only batches that divide evenly, and a TensorFlow replica
@@ -42,23 +46,24 @@ def predict_all(model, images, *, batch_size=32):
     check_whole(1, batch_size=batch_size)
     _check_number_of_arrays(model, images)
     parts = _parts_of_batch(model)
-    rows = []  # of each batch: its own, then its copies
-    if _are_arrays(images) or not isinstance(images, collections.abc.Iterable):
+    rows: list[int] = []  # of each batch: its own, then its copies
+    size: int | None
+    if _are_arrays(images) or not isinstance(images, Iterable):
         inputs = _padded(images, parts, rows)
-        batch_size += -batch_size % parts
+        size = batch_size + -batch_size % parts
     else:
         inputs = _check_not_empty(_padded_batches(images, parts, rows))
-        batch_size = None
+        size = None  # batches keep their own
     with warnings.catch_warnings():
         # Keras expects endless generators, and warns of the end of any other.
         warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
-        outputs = model.predict(inputs, batch_size=batch_size, verbose=0)
+        outputs = model.predict(inputs, batch_size=size, verbose=0)
     return keras.tree.map_structure(
         lambda values: _without_copies(values, rows), outputs
     )
 
 
-def _check_number_of_arrays(model, images):
+def _check_number_of_arrays(model: keras.Model, images: Any) -> None:
     """Raises for a list of batches, of which JAX would take the first alone."""
     inputs = getattr(model, "inputs", None)  # of a subclassed model there are none
     if inputs and isinstance(images, list | tuple) and len(images) > len(inputs):
@@ -69,7 +74,7 @@ def _check_number_of_arrays(model, images):
         )
 
 
-def _parts_of_batch(model):
+def _parts_of_batch(model: keras.Model) -> int:
     """How many devices share each batch of a model."""
     distribution = keras.distribution.distribution()
     if distribution is not None:
@@ -78,18 +83,18 @@ def _parts_of_batch(model):
         return number_of_replicas()
 
 
-def _are_arrays(images):
+def _are_arrays(images: Any) -> bool:
     """Whether these are arrays, not something that yields batches of them."""
     arrays = _arrays_in(images)
     return bool(arrays) and all(hasattr(each, "shape") for each in arrays)
 
 
-def _arrays_in(images):
+def _arrays_in(images: Any) -> list[Any]:
     # An optional input may be `None`.
     return [each for each in keras.tree.flatten(images) if each is not None]
 
 
-def number_of_rows(images):
+def number_of_rows(images: Any) -> int:
     """Length of an array, or of each array in a structure, or raises."""
     if not _are_arrays(images):
         raise ValueError(
@@ -105,7 +110,7 @@ def number_of_rows(images):
     return shapes[0][0]
 
 
-def _padded(images, parts, rows):
+def _padded(images: Any, parts: int, rows: list[int]) -> Any:
     """Arrays whose length is a multiple of `parts`, not 0; adds to `rows`."""
     number = number_of_rows(images)
     more = -number % parts if number else parts
@@ -115,32 +120,34 @@ def _padded(images, parts, rows):
     return map_arrays(lambda values: _with_copies(values, more), images)
 
 
-def _with_copies(values, more):
+def _with_copies(values: Array, more: int) -> Array:
     first = (
         values[:1] if len(values) else np.zeros((1, *values.shape[1:]), values.dtype)
     )
     return np.concatenate([values, first.repeat(more, axis=0)])
 
 
-def map_arrays(function, images):
+def map_arrays(function: Callable[[Array], Array], images: Any) -> Any:
     """Applies a function of a NumPy array to each array of a structure."""
     return keras.tree.map_structure(
         lambda each: None if each is None else function(to_numpy(each)), images
     )
 
 
-def to_numpy(array):
+def to_numpy(array: ArrayLike) -> Array:
     """`ops.convert_to_numpy`, without a copy of what is NumPy's already."""
     return array if isinstance(array, np.ndarray) else ops.convert_to_numpy(array)
 
 
-def _padded_batches(batches, parts, rows):
+def _padded_batches(
+    batches: Iterable[Any], parts: int, rows: list[int]
+) -> Iterator[tuple[Any]]:
     for batch in batches:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
         yield (_padded(images, parts, rows),)
 
 
-def _check_not_empty(batches):
+def _check_not_empty(batches: Iterator[T]) -> Iterator[T]:
     """A generator of the same batches, of which there is at least one."""
     first = next(batches, None)
     if first is None:
@@ -151,7 +158,7 @@ def _check_not_empty(batches):
     return (batch for batch in itertools.chain([first], batches))
 
 
-def _without_copies(values, rows):
+def _without_copies(values: Array, rows: list[int]) -> Array:
     own = (np.arange(len(rows)) % 2 == 0).repeat(rows)
     if len(values) != len(own):
         raise ValueError(

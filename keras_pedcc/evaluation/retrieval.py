@@ -1,13 +1,24 @@
 """Retrieval: are the nearest features those of the same class?"""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_classes, check_features, check_whole
 
 BLOCK = 2**27  # bytes of cosines that are computed at a time
 
 
-def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(1, 5)):
+def retrieval_report(
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    gallery: ArrayLike | None = None,
+    gallery_labels: ArrayLike | None = None,
+    k: int | Sequence[int] = (1, 5),
+) -> dict[str, Any]:
     """Recall@k and mAP@R of the search by cosine, exact.
 
     Each feature is a query; the gallery is every other feature, or one of its own.
@@ -67,7 +78,7 @@ def retrieval_report(features, labels, *, gallery=None, gallery_labels=None, k=(
     }
 
 
-def _ranks(k):
+def _ranks(k: Any) -> list[int]:
     ranks = [k] if np.ndim(k) == 0 else list(k)
     if not ranks:
         raise ValueError(
@@ -78,7 +89,12 @@ def _ranks(k):
     return ranks
 
 
-def _prepared(features, labels, gallery, gallery_labels):
+def _prepared(
+    features: ArrayLike,
+    labels: ArrayLike,
+    gallery: ArrayLike | None,
+    gallery_labels: ArrayLike | None,
+) -> tuple[Array, Array, Array, list[Array]]:
     """Unit queries and items, the code of each query, the items of each code."""
     if (gallery is None) != (gallery_labels is None):
         raise ValueError(
@@ -101,7 +117,7 @@ def _prepared(features, labels, gallery, gallery_labels):
     return queries, items, codes[: len(queries)], members
 
 
-def _labelled(**named):
+def _labelled(**named: ArrayLike) -> tuple[Array, Array]:
     (name, features), (of_labels, labels) = named.items()
     features = check_features(**{name: features})
     labels = check_classes(**{of_labels: labels, name: features})
@@ -112,7 +128,14 @@ def _labelled(**named):
     return units, labels
 
 
-def _search(queries, items, codes, members, depth, without_self):
+def _search(
+    queries: Array,
+    items: Array,
+    codes: Array,
+    members: list[Array],
+    depth: int,
+    without_self: bool,
+) -> list[tuple[int, float]]:
     """The position of the first match, and the precision, of queries with a match."""
     found = []
     size = max(1, BLOCK // items[:, 0].nbytes)
@@ -134,7 +157,7 @@ def _search(queries, items, codes, members, depth, without_self):
     return found
 
 
-def _positions(scores, own, depth):
+def _positions(scores: Array, own: Array, depth: int) -> Array:
     """Positions of the items `own`, rising, from 1; exact as far as they are asked for.
 
     That is to `depth` for recall, and to the number of matches for precision.
@@ -149,6 +172,6 @@ def _positions(scores, own, depth):
     return np.arange(1, len(own) + 1) + ahead
 
 
-def _average_precision(positions):
+def _average_precision(positions: Array) -> float:
     among = positions[positions <= len(positions)]
     return np.sum(np.arange(1, len(among) + 1) / among) / len(positions)

@@ -1,12 +1,20 @@
 """Verification: do two images show the same class? Scores, accuracy, ROC."""
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_features, check_whole
 
 
-def pair_scores(features, others=None, *, pairs=None):
+def pair_scores(
+    features: ArrayLike,
+    others: ArrayLike | None = None,
+    *,
+    pairs: ArrayLike | None = None,
+) -> Array:
     """Cosine of the two feature vectors of each pair: `a . b / (|a| |b|)`.
 
     The two come from two arrays, row by row (`others`), or from one array by their
@@ -46,7 +54,7 @@ def pair_scores(features, others=None, *, pairs=None):
     return np.concatenate([_cosines(first[b[:, 0]], second[b[:, 1]]) for b in blocks])
 
 
-def roc_curve(scores, same):
+def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array, Array]:
     """The receiver operating characteristic of verification.
 
     At the threshold t a pair is taken for the same class when its score is at least
@@ -77,7 +85,9 @@ def roc_curve(scores, same):
     return _curve(*check_scores(scores, same))
 
 
-def verification_report(scores, same, *, folds=10):
+def verification_report(
+    scores: ArrayLike, same: ArrayLike, *, folds: int | ArrayLike = 10
+) -> dict[str, Any]:
     """How well scores tell pairs of one class from pairs of two.
 
     Accuracy by the protocol of LFW: for each fold, the threshold with the highest
@@ -143,7 +153,7 @@ def verification_report(scores, same, *, folds=10):
     }
 
 
-def check_pairs(pairs, size):
+def check_pairs(pairs: ArrayLike, size: int) -> Array:
     """Returns `pairs` as indices, shape `(pairs, 2)`, all below `size`, or raises."""
     pairs = np.asarray(ops.convert_to_numpy(pairs))
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
@@ -166,7 +176,7 @@ def check_pairs(pairs, size):
     return pairs.astype("int64")
 
 
-def check_same(same):
+def check_same(same: ArrayLike) -> Array:
     """Returns `same` as bool, shape `(pairs,)`, with both kinds, or raises."""
     given = np.asarray(ops.convert_to_numpy(same))
     if given.ndim != 1 or not np.isin(given, (0, 1)).all():
@@ -185,7 +195,7 @@ def check_same(same):
     return given
 
 
-def check_scores(scores, same):
+def check_scores(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array]:
     """Returns `scores` in float64 and `same` as bool, or raises a `ValueError`."""
     scores = np.asarray(ops.convert_to_numpy(scores), "float64")
     same = check_same(same)
@@ -204,7 +214,7 @@ def check_scores(scores, same):
     return scores, same
 
 
-def check_folds(folds, same):
+def check_folds(folds: int | ArrayLike, same: Array) -> Array:
     """Returns the index of the fold of each pair, or raises."""
     if np.ndim(folds) == 0:
         return _check_both_kinds(_contiguous(folds, len(same)), same)
@@ -219,7 +229,7 @@ def check_folds(folds, same):
     return _check_both_kinds(index.reshape(-1), same)
 
 
-def _contiguous(folds, pairs):
+def _contiguous(folds: Any, pairs: int) -> Array:
     check_whole(2, folds=folds)
     if folds > pairs:
         raise ValueError(
@@ -229,7 +239,7 @@ def _contiguous(folds, pairs):
     return np.arange(pairs) * int(folds) // pairs
 
 
-def _check_both_kinds(fold, same):
+def _check_both_kinds(fold: Array, same: Array) -> Array:
     for kind in (same, ~same):
         inside = np.bincount(fold, kind)
         if inside.max() == kind.sum():
@@ -241,7 +251,9 @@ def _check_both_kinds(fold, same):
     return fold
 
 
-def _two_sides(features, others, pairs):
+def _two_sides(
+    features: ArrayLike, others: ArrayLike | None, pairs: ArrayLike | None
+) -> tuple[Array, Array, Array]:
     """Two arrays of features, and the index into both of each pair."""
     features = check_features(features=features)
     if pairs is not None:
@@ -256,7 +268,7 @@ def _two_sides(features, others, pairs):
     return features, others, np.repeat(np.arange(len(features))[:, None], 2, axis=1)
 
 
-def _cosines(first, second):
+def _cosines(first: Array, second: Array) -> Array:
     first, second = _scaled(first), _scaled(second)
     # Not `einsum`: its sum depends on where in memory a row lies, and ties would break.
     products = np.sum(first * second, axis=1)
@@ -264,31 +276,33 @@ def _cosines(first, second):
     return products / lengths
 
 
-def _scaled(rows):
+def _scaled(rows: Array) -> Array:
     """Rows in float64, divided by their largest entry: no square of it overflows."""
     rows = rows.astype("float64")
     return rows / np.maximum(rows.max(axis=1), -rows.min(axis=1))[:, None]
 
 
-def _counts(scores, same):
+def _counts(scores: Array, same: Array) -> tuple[Array, Array, Array]:
     """The distinct scores, rising, and how many pairs of each kind have each."""
     values, index = np.unique(scores, return_inverse=True)
-    kinds = [np.bincount(index, kind, len(values)) for kind in (same, ~same)]
-    return values, *kinds
+    of_same, of_others = (
+        np.bincount(index, kind, len(values)) for kind in (same, ~same)
+    )
+    return values, of_same, of_others
 
 
-def _curve(scores, same):
+def _curve(scores: Array, same: Array) -> tuple[Array, Array, Array]:
     values, accepted, rejected = _counts(scores, same)
     tar = np.append(0.0, np.cumsum(accepted[::-1]) / same.sum())
     far = np.append(0.0, np.cumsum(rejected[::-1]) / (~same).sum())
     return far, tar, np.append(np.inf, values[::-1])
 
 
-def _tar_at(limit, far, tar):
+def _tar_at(limit: float, far: Array, tar: Array) -> float:
     return float(tar[np.searchsorted(far, limit, side="right") - 1])
 
 
-def _best_threshold(scores, same):
+def _best_threshold(scores: Array, same: Array) -> float:
     values, of_same, of_others = _counts(scores, same)
     # Right answers if the threshold lies below the i-th distinct score.
     right = np.append(0, np.cumsum(of_others - of_same))
@@ -300,7 +314,7 @@ def _best_threshold(scores, same):
     return float(middle if middle > low else high)
 
 
-def _cross_validated(scores, same, fold):
+def _cross_validated(scores: Array, same: Array, fold: Array) -> dict[str, Any]:
     accuracies, thresholds = [], []
     for each in range(fold.max() + 1):
         inside = fold == each

@@ -1,15 +1,18 @@
 """Backups of training that survive a kill at any moment."""
 
 import json
+import os
 import pathlib
 import random
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids.files import to_numpy
-from keras_pedcc.common import processes
+from keras_pedcc.common import Array, Logs, processes
 from keras_pedcc.common.atomic import write_file
 from keras_pedcc.common.internals import start_fit_at
 from keras_pedcc.common.replicas import strategy_scope
@@ -27,6 +30,7 @@ KEPT = {
     keras.callbacks.ReduceLROnPlateau: ("best", "cooldown_counter", "wait"),
 }
 ARRAY = "array of the backup"  # in JSON, the key before the number of an array
+State: TypeAlias = dict[str, Any]  # of a backup, or what is random of a process
 
 
 class AtomicBackup(keras.callbacks.Callback):
@@ -84,7 +88,16 @@ class AtomicBackup(keras.callbacks.Callback):
     >>> history = model.fit(x, y, epochs=3, callbacks=[backup], verbose=0)
     """
 
-    def __init__(self, backup_dir, *, callbacks=(), delete_checkpoint=True):
+    _due: tuple[int, State] | None  # to be stored before the next batch
+    _restored: Any  # `State` or `None`
+
+    def __init__(
+        self,
+        backup_dir: str | os.PathLike[str],
+        *,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        delete_checkpoint: bool = True,
+    ) -> None:
         super().__init__()
         self.path = pathlib.Path(backup_dir) / "backup.npz"
         self.callbacks = list(callbacks)
@@ -92,7 +105,7 @@ class AtomicBackup(keras.callbacks.Callback):
         for callback in self.callbacks:
             _check_has_state(callback)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         if not self.model.built:
             raise ValueError(
                 "`AtomicBackup` needs a model that is built. Received: model "
@@ -104,7 +117,7 @@ class AtomicBackup(keras.callbacks.Callback):
             self._set_variables()
             start_fit_at(self.model, self._restored["epoch"])
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         # Keras has read it by now; it would start every later `fit` there.
         start_fit_at(self.model, None)
         if self._restored is not None:
@@ -113,7 +126,7 @@ class AtomicBackup(keras.callbacks.Callback):
             _set_random_states(processes.own(self._restored["random"]))
         self._due = (epoch, _random_states())
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         if self._due is None:
             return
         # At the end of training the next epoch had not begun: nothing to overwrite.
@@ -123,7 +136,7 @@ class AtomicBackup(keras.callbacks.Callback):
         self._save(*self._due)
         self._begun, self._due, self._restored = True, None, None
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         start_fit_at(self.model, None)
         if self._restored is not None:
             # No epoch was left. Keras may have finalized the weights once more.
@@ -137,7 +150,7 @@ class AtomicBackup(keras.callbacks.Callback):
         elif self._begun:
             self._save(self.params["epochs"], _random_states(), ended=True)
 
-    def _save(self, epoch, random_states, ended=False):
+    def _save(self, epoch: int, random_states: State, ended: bool = False) -> None:
         arrays = [to_numpy(v) for v in self._variables()]
         state = {
             "epoch": epoch,
@@ -153,7 +166,7 @@ class AtomicBackup(keras.callbacks.Callback):
         # No process may read or go on before the backup is there.
         processes.wait()
 
-    def _read(self):
+    def _read(self) -> State | None:
         """The state and arrays of the backup, or `None` if there is none."""
         found = _read_backup(self.path) if self.path.exists() else None
         epochs = processes.exchange(found and found["epoch"])
@@ -167,7 +180,7 @@ class AtomicBackup(keras.callbacks.Callback):
             self._check_fits(found)
         return found
 
-    def _check_fits(self, found):
+    def _check_fits(self, found: State) -> None:
         shapes = [tuple(v.shape) for v in self._variables()]
         fits = [a.shape for a in found["arrays"]] == shapes
         kept = [name for name, _ in found["callbacks"]]
@@ -181,18 +194,18 @@ class AtomicBackup(keras.callbacks.Callback):
                 "or delete it."
             )
 
-    def _set_variables(self):
+    def _set_variables(self) -> None:
         variables, arrays = self._variables(), self._restored["arrays"]
         with strategy_scope(self.model):
             for variable, array in zip(variables, arrays, strict=True):
                 variable.assign(array)
 
-    def _set_callbacks(self):
+    def _set_callbacks(self) -> None:
         pairs = zip(self.callbacks, self._restored["callbacks"], strict=True)
         for callback, (_, state) in pairs:
             _set_state(callback, state)
 
-    def _variables(self):
+    def _variables(self) -> list[keras.Variable]:
         """Weights, random seeds and the optimizer's state, but no metrics."""
         optimizer = self.model.optimizer
         if not optimizer.built:
@@ -203,11 +216,11 @@ class AtomicBackup(keras.callbacks.Callback):
         return [*own, *optimizer.variables]
 
 
-def _has_own_state(callback):
+def _has_own_state(callback: keras.callbacks.Callback) -> bool:
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
-def _check_has_state(callback):
+def _check_has_state(callback: keras.callbacks.Callback) -> None:
     if not _has_own_state(callback) and not isinstance(callback, tuple(KEPT)):
         raise TypeError(
             "`callbacks` must have the methods `get_state()` and `set_state(state)`, "
@@ -216,13 +229,13 @@ def _check_has_state(callback):
         )
 
 
-def _state_of(callback):
+def _state_of(callback: keras.callbacks.Callback) -> Any:
     if _has_own_state(callback):
         return callback.get_state()
     return {name: getattr(callback, name, None) for name in _kept(callback)}
 
 
-def _set_state(callback, state):
+def _set_state(callback: keras.callbacks.Callback, state: Any) -> None:
     if _has_own_state(callback):
         callback.set_state(state)
         return
@@ -230,14 +243,15 @@ def _set_state(callback, state):
         setattr(callback, name, state[name])
 
 
-def _kept(callback):
+def _kept(callback: keras.callbacks.Callback) -> tuple[str, ...]:
     return next(names for kind, names in KEPT.items() if isinstance(callback, kind))
 
 
-def _random_states():
+def _random_states() -> State:
     """The global random states that JSON can hold: Python, NumPy, PyTorch."""
     # Keras shuffles arrays with NumPy's legacy state.
-    name, key, *rest = np.random.get_state()  # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    name, key, *rest = state
     states = {"python": random.getstate(), "numpy": [name, key.tolist(), *rest]}
     if keras.backend.backend() == "torch":
         import torch
@@ -247,7 +261,7 @@ def _random_states():
     return states
 
 
-def _set_random_states(states):
+def _set_random_states(states: State) -> None:
     version, key, gauss = states["python"]
     random.setstate((version, tuple(key), gauss))
     np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
@@ -259,10 +273,10 @@ def _set_random_states(states):
         torch.cuda.set_rng_state_all(cuda[: torch.cuda.device_count()])
 
 
-def _to_json(state, arrays):
+def _to_json(state: State, arrays: list[Array]) -> str:
     """JSON text of `state`; the arrays in it are appended to `arrays`."""
 
-    def replace(value):
+    def replace(value: Any) -> Any:
         if isinstance(value, np.generic):
             return value.item()
         if not isinstance(value, np.ndarray) and not ops.is_tensor(value):
@@ -276,14 +290,14 @@ def _to_json(state, arrays):
     return json.dumps(state, default=replace)
 
 
-def _from_json(text, arrays):
-    def replace(found):
+def _from_json(text: str, arrays: list[Array]) -> Any:
+    def replace(found: dict[str, Any]) -> Any:
         return arrays[found[ARRAY]] if ARRAY in found else found
 
     return json.loads(text, object_hook=replace)
 
 
-def _read_backup(path):
+def _read_backup(path: pathlib.Path) -> State:
     """State of a backup; its arrays, but those of callbacks, are under "arrays"."""
     try:
         # NumPy leaves a damaged file open that it has opened itself.

@@ -2,10 +2,12 @@
 
 import numbers
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.internals import set_optimizer
 from keras_pedcc.common.replicas import strategy_scope
@@ -68,12 +70,20 @@ class FinetuneCallback(keras.callbacks.Callback):
     Reference: Zhu et al., IEEE Access 2020, section IV-A.
     """
 
-    def __init__(self, epoch=70, learning_rate=1e-3, *, optimizer=None, verbose=0):
+    _last_epoch: int | None  # of this `fit`
+
+    def __init__(
+        self,
+        epoch: int | None = 70,
+        learning_rate: float = 1e-3,
+        *,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        verbose: int = 0,
+    ) -> None:
         super().__init__()
         check_whole(0, epoch=0 if epoch is None else epoch)
-        if not isinstance(learning_rate, numbers.Real) or not (
-            0 < learning_rate < float("inf")
-        ):
+        number = isinstance(learning_rate, numbers.Real)
+        if not number or not 0 < learning_rate < float("inf"):
             raise ValueError(
                 "`learning_rate` must be a positive number. Received: learning_rate="
                 f"{learning_rate!r}. For a schedule, pass `optimizer`."
@@ -85,7 +95,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         self.optimizer = optimizer
         self.verbose = verbose
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         # Before any `on_train_begin`: the order of callbacks does not matter.
         super().set_model(model)
         if getattr(self.model, "optimizer", None) is not None:
@@ -95,13 +105,13 @@ class FinetuneCallback(keras.callbacks.Callback):
             with strategy_scope(self.model):
                 self._wrap_optimizer()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._last_epoch = None
         epochs = (self.params or {}).get("epochs")  # none in a loop of the user's own
         if epochs and self.epoch is not None and epochs <= self.epoch:
             self._warn_of_late(epochs)
 
-    def _warn_of_late(self, epochs):
+    def _warn_of_late(self, epochs: int) -> None:
         if self._waiting():
             warnings.warn(
                 "The centroids will not be fine-tuned: `epoch` must be below the "
@@ -111,7 +121,7 @@ class FinetuneCallback(keras.callbacks.Callback):
                 stacklevel=3,
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         first, self._last_epoch = self._last_epoch is None, epoch
         waiting = self._waiting()
         if self.epoch is not None and epoch >= self.epoch:
@@ -123,9 +133,11 @@ class FinetuneCallback(keras.callbacks.Callback):
                 head.frozen = True
         self._trace_anew()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         ended, epochs = self._last_epoch, (self.params or {}).get("epochs")
-        if None in (self.epoch, ended, epochs) or not ended < self.epoch < epochs:
+        if self.epoch is None or ended is None or epochs is None:
+            return
+        if not ended < self.epoch < epochs:
             return
         if self._waiting():
             warnings.warn(
@@ -136,11 +148,11 @@ class FinetuneCallback(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def _waiting(self):
+    def _waiting(self) -> list[PEDCCDense]:
         """The heads whose centroids are not to be trained before `epoch`."""
         return [head for head in self._heads if head.frozen or head.fine_tuned]
 
-    def _unfreeze(self, heads, epoch):
+    def _unfreeze(self, heads: list[PEDCCDense], epoch: int) -> None:
         for head in heads:
             head.frozen = False
             head.fine_tuned = True
@@ -153,7 +165,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         if self.verbose and len(held) < len(heads):
             print(f"\nEpoch {epoch + 1}: the centroids are trained from here on.")
 
-    def _warn_of_held(self, heads):
+    def _warn_of_held(self, heads: list[PEDCCDense]) -> None:
         warnings.warn(
             "The centroids stay frozen: their head, and every model and layer around "
             f"it, must be trainable. Received: {[head.name for head in heads]} in "
@@ -162,7 +174,7 @@ class FinetuneCallback(keras.callbacks.Callback):
             stacklevel=4,
         )
 
-    def _trace_anew(self):
+    def _trace_anew(self) -> None:
         """Has Keras trace a step anew if others are trained than in the last trace."""
         optimizer = _inner(self.model.optimizer)
         trained = tuple(head.trainable for head in self._heads)
@@ -171,7 +183,7 @@ class FinetuneCallback(keras.callbacks.Callback):
                 rebuild_functions(self.model)
             optimizer.traced_with = trained
 
-    def _wrap_optimizer(self):
+    def _wrap_optimizer(self) -> None:
         outer = self.model.optimizer
         inner = _inner(outer)
         centroids = [head.centroids for head in self._heads]
@@ -184,7 +196,9 @@ class FinetuneCallback(keras.callbacks.Callback):
         set_optimizer(self.model, wrapped)
         rebuild_functions(self.model)
 
-    def _wrapped(self, inner, centroids):
+    def _wrapped(
+        self, inner: keras.optimizers.Optimizer, centroids: list[keras.Variable]
+    ) -> FinetuneOptimizer:
         previous = inner if isinstance(inner, FinetuneOptimizer) else None
         backbone = previous.optimizer if previous else inner
         if not previous:
@@ -197,7 +211,7 @@ class FinetuneCallback(keras.callbacks.Callback):
             self._set_rate(wrapped)
         return wrapped
 
-    def _check_averages(self, optimizer):
+    def _check_averages(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Raises if an optimizer that averages was built with the centroids, too."""
         known = optimizer.built and optimizer.use_ema
         unfrozen = [head.name for head in self._heads if head.trainable]
@@ -209,7 +223,9 @@ class FinetuneCallback(keras.callbacks.Callback):
                 "centroid_optimizer), or freeze the head before `compile`."
             )
 
-    def _centroid_optimizer(self, backbone):
+    def _centroid_optimizer(
+        self, backbone: keras.optimizers.Optimizer
+    ) -> keras.optimizers.Optimizer:
         wanted = self.optimizer or keras.optimizers.SGD(self.learning_rate)
         # A copy: made inside the strategy's scope, and not shared by models.
         config = wanted.get_config()
@@ -218,23 +234,25 @@ class FinetuneCallback(keras.callbacks.Callback):
         config["loss_scale_factor"] = backbone.loss_scale_factor
         return type(wanted).from_config(config)
 
-    def _same_kind(self, wrapped):
+    def _same_kind(self, wrapped: FinetuneOptimizer) -> bool:
         """Whether the centroids' optimizer differs from ours in its rate at most."""
         ours = self._centroid_optimizer(wrapped.optimizer)
         theirs = wrapped.centroid_optimizer
         return type(ours) is type(theirs) and _settings(ours) == _settings(theirs)
 
-    def _fits(self, wrapped, centroids):
+    def _fits(
+        self, wrapped: FinetuneOptimizer, centroids: list[keras.Variable]
+    ) -> bool:
         return wrapped.built and wrapped.covers(centroids) and self._same_kind(wrapped)
 
-    def _set_rate(self, wrapped):
+    def _set_rate(self, wrapped: FinetuneOptimizer) -> None:
         ours = self._centroid_optimizer(wrapped.optimizer)
         if not _has_schedule(ours):
             rate = ops.convert_to_numpy(ours.learning_rate)
             wrapped.centroid_optimizer.learning_rate = rate
 
 
-def _find_heads(model):
+def _find_heads(model: keras.Model) -> list[PEDCCDense]:
     heads = [layer for layer in layers_of(model) if isinstance(layer, PEDCCDense)]
     if not heads:
         raise ValueError(
@@ -255,7 +273,7 @@ def _find_heads(model):
     return [head for head in heads if id(head.centroids) in own]
 
 
-def _check_optimizer(optimizer):
+def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
     check_inner("optimizer", optimizer)
     if "learning_rate" not in optimizer.get_config():
         raise ValueError(
@@ -264,20 +282,22 @@ def _check_optimizer(optimizer):
         )
 
 
-def rebuild_functions(model):
+def rebuild_functions(model: keras.Model) -> None:
     """Makes Keras trace anew: a traced function keeps what it was traced with."""
     for name in ("train", "test", "predict"):
         if getattr(model, f"{name}_function") is not None:
             getattr(model, f"make_{name}_function")(force=True)
 
 
-def _inner(optimizer):
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """The optimizer itself, without the one that scales its loss."""
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     return optimizer.inner_optimizer if scaled else optimizer
 
 
-def _with_loss_scale(old, inner):
+def _with_loss_scale(
+    old: keras.optimizers.LossScaleOptimizer, inner: FinetuneOptimizer
+) -> keras.optimizers.LossScaleOptimizer:
     """A loss-scale optimizer around `inner`, with the scale that `old` has found."""
     new = keras.optimizers.LossScaleOptimizer(
         inner, old.initial_scale, old.dynamic_growth_steps, name=old.name
@@ -289,11 +309,11 @@ def _with_loss_scale(old, inner):
     return new
 
 
-def _has_schedule(optimizer):
+def _has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
     return isinstance(optimizer.get_config()["learning_rate"], dict)
 
 
-def _settings(optimizer):
+def _settings(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """The config without what may differ between two of the same kind."""
     config = optimizer.get_config()
     if not _has_schedule(optimizer):
@@ -301,6 +321,8 @@ def _settings(optimizer):
     return {name: value for name, value in config.items() if name != "name"}
 
 
-def _copy_state(source, target):
+def _copy_state(
+    source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer
+) -> None:
     for old, new in zip(source.variables, target.variables, strict=True):
         new.assign(old)

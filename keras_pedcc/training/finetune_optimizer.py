@@ -3,21 +3,27 @@
 import contextlib
 import re
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self, TypeAlias
 
 import keras
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Shape, Tensor
 from keras_pedcc.common.internals import RefusesSwapping
 from keras_pedcc.layers.centroid_variables import is_centroids
 
+# An optimizer, and the places of its variables among all.
+Share: TypeAlias = tuple[keras.optimizers.Optimizer, list[int]]
 
-def _of_backbone(name):
+
+def _of_backbone(name: str) -> Any:
     """A setting that is the backbone's, as the rest of Keras sees it."""
 
-    def read(self):
+    def read(self: "FinetuneOptimizer") -> Any:
         return getattr(self.optimizer, name)
 
-    def write(self, value):
+    def write(self: "FinetuneOptimizer", value: Any) -> None:
         if "optimizer" in vars(self):  # not while Keras' constructor sets its defaults
             setattr(self.optimizer, name, value)
 
@@ -63,9 +69,15 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
     >>> model.compile(optimizer, keras_pedcc.PEDCCLoss())
     """
 
+    built: bool
+
     def __init__(
-        self, optimizer, centroid_optimizer, centroid_specs=None, name="finetune"
-    ):
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        centroid_optimizer: keras.optimizers.Optimizer,
+        centroid_specs: list[list[Any]] | None = None,
+        name: str = "finetune",
+    ) -> None:
         check_inner("optimizer", optimizer)
         check_inner("centroid_optimizer", centroid_optimizer)
         if optimizer is centroid_optimizer:
@@ -84,7 +96,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         # Not by the property: TensorFlow leaves out to assign what is there already.
         centroid_optimizer.loss_scale_factor = optimizer.loss_scale_factor
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         """Builds both optimizers.
 
         Args:
@@ -103,17 +115,17 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         self.built = True
 
     @property
-    def model_variables(self):
+    def model_variables(self) -> list[keras.Variable]:
         """List of the model's variables that the optimizer was built with."""
         return list(self._built_with.variables)
 
-    def covers(self, variables):
+    def covers(self, variables: Iterable[keras.Variable]) -> bool:
         """Whether the optimizer was built with each of these variables."""
         known = {id(v) for v in self.model_variables}
         return all(id(v) in known for v in variables)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return (
             super().variables
             + self.optimizer.variables
@@ -131,28 +143,34 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
     gradient_accumulation_steps = _of_backbone("gradient_accumulation_steps")
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         # With a frozen backbone its optimizer takes no step.
         alone = self.built and all(is_centroids(v) for v in self.model_variables)
         return (self.centroid_optimizer if alone else self.optimizer).iterations
 
     @property
-    def loss_scale_factor(self):
+    def loss_scale_factor(self) -> float | None:
         return self.optimizer.loss_scale_factor
 
     @loss_scale_factor.setter
-    def loss_scale_factor(self, factor):
+    def loss_scale_factor(self, factor: float | None) -> None:
         if "centroid_optimizer" in vars(self):  # as in `_of_backbone`
             self.optimizer.loss_scale_factor = factor
             self.centroid_optimizer.loss_scale_factor = factor
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: list[keras.Variable] | None = None,
+        var_names: list[str] | None = None,
+    ) -> None:
         for optimizer in (self.optimizer, self.centroid_optimizer):
             optimizer.exclude_from_weight_decay(var_list, var_names)
         self._excluded = _Untracked(var_list or [], var_names or [])
 
     @contextlib.contextmanager
-    def _decay_of(self, optimizer, variables):
+    def _decay_of(
+        self, optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+    ) -> Iterator[None]:
         """Disables weight decay if every variable is excluded from it.
 
         Keras' optimizers of PyTorch raise on an empty list.
@@ -165,11 +183,17 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         finally:
             optimizer.weight_decay = decay
 
-    def apply_gradients(self, grads_and_vars):
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Tensor, keras.Variable]]
+    ) -> keras.Variable:
         super().apply_gradients(grads_and_vars)
         return self.iterations
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: list[Tensor | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         if len(grads) == 0:
             return
         if trainable_variables is None:
@@ -186,7 +210,12 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
             with self._decay_of(optimizer, mine):
                 optimizer.apply([grads[i] for i in places], mine)
 
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+    def stateless_apply(
+        self,
+        optimizer_variables: list[Tensor],
+        grads: list[Tensor],
+        trainable_variables: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         if keras.backend.backend() == "tensorflow" or not self.built:
             return super().stateless_apply(  # which raises
                 optimizer_variables, grads, trainable_variables
@@ -205,23 +234,23 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         values = [scope.get_current_value(v) for v in present]
         return values, [scope.get_current_value(v) for v in state]
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         for optimizer, places in self._shares(var_list):
             optimizer.finalize_variable_values([var_list[i] for i in places])
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: list[ArrayLike]) -> None:
         if not self.built:
             return super().set_weights(weights)  # which raises
         _check_number("weights", weights, self.variables)
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         # Keras saves the two optimizers itself, as parts of this one.
         for i, variable in enumerate(super().variables):
             store[str(i)] = ops.convert_to_numpy(variable)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         own = super().variables
         if len(store.keys()) != len(own):
             warnings.warn(
@@ -234,7 +263,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         for i, variable in enumerate(own):
             variable.assign(store[str(i)])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
@@ -244,7 +273,9 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
         config = dict(config)
         for part in ("optimizer", "centroid_optimizer"):
             config[part] = keras.saving.deserialize_keras_object(
@@ -252,10 +283,10 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
             )
         return cls(**config)
 
-    def _present(self):
+    def _present(self) -> list[keras.Variable]:
         return [v for v in self.model_variables if v.trainable]
 
-    def _expected(self, grads):
+    def _expected(self, grads: list[Tensor | None]) -> list[keras.Variable]:
         """The variables that gradients without names belong to."""
         if not self.built:
             raise ValueError(
@@ -266,7 +297,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         _check_number("grads", grads, self._present())
         return self._present()
 
-    def _shares(self, variables):
+    def _shares(self, variables: list[keras.Variable]) -> list[Share]:
         """Each optimizer that has variables here, with their places."""
         marks = [self._is_centroids(v) for v in variables]
         pair = ((self.optimizer, False), (self.centroid_optimizer, True))
@@ -275,7 +306,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         ]
         return [(optimizer, places) for optimizer, places in shares if places]
 
-    def _is_centroids(self, variable):
+    def _is_centroids(self, variable: keras.Variable) -> bool:
         if isinstance(variable, keras.Variable):
             return is_centroids(variable)
         # As Keras' optimizers, this takes the variables of TensorFlow itself, too.
@@ -283,7 +314,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
             is_centroids(v) and v.value is variable for v in self.model_variables
         )
 
-    def _complete(self, centroids):
+    def _complete(self, centroids: list[keras.Variable]) -> list[keras.Variable]:
         """`centroids`, with a stand-in of the same shape for each that is missing.
 
         And of the same name: a distribution cuts it over devices like the centroids.
@@ -294,7 +325,9 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         return [_take(left, *spec) for spec in self.centroid_specs]
 
 
-def _take(variables, path, shape, dtype):
+def _take(
+    variables: list[keras.Variable], path: str, shape: Shape, dtype: str
+) -> keras.Variable:
     """Takes the first variable of this path out of a list, or makes a stand-in."""
     for variable in variables:
         if variable.path == path:
@@ -310,16 +343,18 @@ class _Untracked:
     And parts of names, as `exclude_from_weight_decay` takes them.
     """
 
-    def __init__(self, variables, names=()):
+    def __init__(
+        self, variables: Iterable[keras.Variable], names: Iterable[str] = ()
+    ) -> None:
         self.variables = list(variables)
         self.names = list(names)
 
-    def matches(self, variable):
+    def matches(self, variable: keras.Variable) -> bool:
         found = any(re.search(name, variable.name) for name in self.names)
         return found or any(variable is each for each in self.variables)
 
 
-def check_inner(name, optimizer):
+def check_inner(name: str, optimizer: object) -> None:
     """Raises unless it is an optimizer that may be inside a `FinetuneOptimizer`."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(
@@ -334,7 +369,9 @@ def check_inner(name, optimizer):
         )
 
 
-def _check_number(name, values, variables):
+def _check_number(
+    name: str, values: Sequence[Any], variables: list[keras.Variable]
+) -> None:
     if len(values) != len(variables):
         raise ValueError(
             f"`{name}` must have one value for each variable. Received: {len(values)} "
@@ -343,7 +380,9 @@ def _check_number(name, values, variables):
         )
 
 
-def _warn_of_no_gradient(shares, some, variables):
+def _warn_of_no_gradient(
+    shares: list[Share], some: list[Share], variables: list[keras.Variable]
+) -> None:
     """Warns as Keras does, of the share that one optimizer has to leave out."""
     missing = next(places for each, places in shares if (each, places) not in some)
     warnings.warn(

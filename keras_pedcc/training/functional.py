@@ -7,16 +7,17 @@ A functional model here is of a class made for it, and the bases stay as they ar
 
 import copyreg
 import functools
+from typing import Any
 
 import keras
 
 
-class _FunctionalKind(type(keras.Model)):
+class _FunctionalKind(type(keras.Model)):  # type: ignore[misc]  # Keras has no types
     """Metaclass of the classes made here, by which pickle tells them."""
 
 
 @functools.cache
-def functional_kind(cls):
+def functional_kind(cls: type[keras.Model]) -> type[keras.Model]:
     """Returns the class of functional models of `cls`, a subclass of it.
 
     It has the name of `cls`, and is saved and loaded as `cls`.
@@ -36,7 +37,7 @@ def functional_kind(cls):
     return kind
 
 
-def takes_graph(args, kwargs):
+def takes_graph(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether these arguments of a model are the inputs and outputs of a graph."""
     if len(args) == 2:
         return True
@@ -44,14 +45,14 @@ def takes_graph(args, kwargs):
 
 
 @functools.cache
-def _keras_functional():
+def _keras_functional() -> type[keras.Model]:
     # With names, or it would use up the first of those that Keras gives by itself.
     inputs = keras.Input((1,), name="inputs")
     outputs = keras.layers.Identity(name="outputs")(inputs)
     return type(keras.Model(inputs, outputs, name="functional"))
 
 
-def _register_as(kind, name):
+def _register_as(kind: type[keras.Model], name: str) -> None:
     package, separator, class_name = name.rpartition(">")
     if separator:
         registered = keras.saving.get_custom_objects()
@@ -60,4 +61,8 @@ def _register_as(kind, name):
         registered[name] = loaded  # files hold models of either kind
 
 
-copyreg.pickle(_FunctionalKind, lambda kind: (functional_kind, kind.__bases__[:1]))
+def _reduced(kind: _FunctionalKind) -> tuple[Any, ...]:
+    return functional_kind, kind.__bases__[:1]
+
+
+copyreg.pickle(_FunctionalKind, _reduced)

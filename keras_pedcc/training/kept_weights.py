@@ -5,22 +5,26 @@ an epoch is done, of a data set for example, initial values would stand in their
 """
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import keras
+
+from keras_pedcc.common import Logs, Tensor
 
 
 class KeptWeights(keras.callbacks.Callback):
     """Remembers the state of each epoch's begin until a step of it is done."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._values = []
+        self._values: list[tuple[keras.Variable, Tensor]] = []
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._steps = _steps_of(self.model)
         self._values = _values_of(self.model)
 
-    def give_back(self):
+    def give_back(self) -> None:
         """After an error: the state of the last step, or that of the epoch's begin."""
         self.model.jax_state_sync()
         if self._values and _steps_of(self.model) <= self._steps:
@@ -28,7 +32,7 @@ class KeptWeights(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def kept_in_fit(model, callbacks):
+def kept_in_fit(model: keras.Model, callbacks: Any) -> Iterator[Any]:
     """Gives the callbacks for `fit`, and the model its weights back after an error."""
     if not _takes_weights(model) or isinstance(callbacks, keras.callbacks.CallbackList):
         yield callbacks
@@ -43,7 +47,7 @@ def kept_in_fit(model, callbacks):
 
 
 @contextlib.contextmanager
-def kept_in_evaluate(model):
+def kept_in_evaluate(model: keras.Model) -> Iterator[None]:
     """Gives a model the weights back that it had, after an error."""
     if not _takes_weights(model):
         yield
@@ -57,25 +61,25 @@ def kept_in_evaluate(model):
         raise
 
 
-def _takes_weights(model):
+def _takes_weights(model: keras.Model) -> bool:
     return keras.backend.backend() == "jax" and not model.run_eagerly
 
 
-def _values_of(model):
+def _values_of(model: keras.Model) -> list[tuple[keras.Variable, Tensor]]:
     optimizer = getattr(model, "optimizer", None)
     own = [] if optimizer is None else optimizer.variables
     variables = [*model.variables, *model.metrics_variables, *own]
     return [(variable, variable.value) for variable in variables]
 
 
-def _steps_of(model):
+def _steps_of(model: keras.Model) -> int:
     try:
         return int(model.optimizer.iterations)
     except TypeError:  # of a variable whose value is not in the model
         return 0
 
 
-def _assign(values):
+def _assign(values: list[tuple[keras.Variable, Tensor]]) -> None:
     for variable, value in values:
         # A step that ran deletes what it was given.
         if not value.is_deleted():

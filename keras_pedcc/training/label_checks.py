@@ -4,13 +4,17 @@ import copy
 import functools
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Array, Tensor
 
-def check_labels(labels, num_classes, what="labels"):
+
+def check_labels(labels: Array, num_classes: int, what: str = "labels") -> None:
     """Raises a `ValueError` unless `labels` are labels of `num_classes` classes.
 
     Args:
@@ -43,7 +47,7 @@ def check_labels(labels, num_classes, what="labels"):
         )
 
 
-def check_own_labels(y, num_classes, what="labels"):
+def check_own_labels(y: Any, num_classes: int, what: str = "labels") -> None:
     """`check_labels` for what `fit` takes: arrays, lists, tensors, data frames."""
     labels = _as_array(y)
     if labels is None:
@@ -55,7 +59,7 @@ def check_own_labels(y, num_classes, what="labels"):
     check_labels(labels, num_classes, what)
 
 
-def checked(data, num_classes, what="labels"):
+def checked(data: Any, num_classes: int, what: str = "labels") -> Any:
     """Returns a data set that raises at the first batch with labels of no class.
 
     Args:
@@ -87,27 +91,31 @@ class CheckedBatches(keras.utils.PyDataset):
         check: Function of a batch and its number that returns the batch.
     """
 
-    def __init__(self, dataset, check):
+    def __init__(
+        self, dataset: keras.utils.PyDataset, check: Callable[[Any, int], Any]
+    ) -> None:
         super().__init__(
             dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size
         )
         self.dataset, self.check = dataset, check
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self.dataset.num_batches
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         return self.check(self.dataset[index], index)
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         self.dataset.on_epoch_begin()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.dataset.on_epoch_end()
 
 
-def _check_batch(batch, number=None, *, num_classes, what):
+def _check_batch(
+    batch: Any, number: int | None = None, *, num_classes: int, what: str
+) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         which = "a batch" if number is None else f"batch {number}"
         check_own_labels(batch[1], num_classes, f"{what} of {which}")
@@ -117,20 +125,22 @@ def _check_batch(batch, number=None, *, num_classes, what):
 class _CheckedCollate:
     """Collates as a `DataLoader` did, and checks; workers get it by pickle."""
 
-    def __init__(self, collate, check):
+    def __init__(
+        self, collate: Callable[[Any], Any], check: Callable[[Any], Any]
+    ) -> None:
         self.collate, self.check = collate, check
 
-    def __call__(self, samples):
+    def __call__(self, samples: Any) -> Any:
         return self.check(self.collate(samples))
 
 
-def _checked_loader(loader, check):
+def _checked_loader(loader: Any, check: Callable[[Any], Any]) -> Any:
     loader = copy.copy(loader)
     loader.collate_fn = _CheckedCollate(loader.collate_fn, check)
     return loader
 
 
-def _narrowed(dataset):
+def _narrowed(dataset: Any) -> Any:
     """A `tf.data.Dataset` whose labels JAX casts to int32 without wrapping them."""
     import tensorflow as tf
 
@@ -139,22 +149,22 @@ def _narrowed(dataset):
     if not isinstance(labels, tf.TensorSpec) or not labels.dtype.is_integer:
         return dataset
 
-    def narrow(x, y, *weight):
+    def narrow(x: Tensor, y: Tensor, *weight: Tensor) -> tuple[Tensor, ...]:
         y = tf.clip_by_value(tf.cast(y, tf.int64), -1, 2**31 - 1)
         return x, tf.cast(y, tf.int32), *weight
 
     return dataset.map(narrow)
 
 
-def _is_of(value, module, name):
+def _is_of(value: object, module: str, name: str) -> bool:
     """Whether a value is of a class of a module, which nothing here imports."""
-    found = sys.modules.get(module)
+    found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
     return found is not None and isinstance(value, found)
 
 
-def _as_array(y):
+def _as_array(y: Any) -> Array | None:
     """Labels as a NumPy array, or `None` for what is none."""
     if isinstance(y, list | tuple):
         return np.asarray(y)
@@ -165,13 +175,13 @@ def _as_array(y):
     return np.asarray(y)
 
 
-def _check_precision(dtype, num_classes, what):
+def _check_precision(dtype: np.dtype[Any], num_classes: int, what: str) -> None:
     """Raises where a float dtype rounds one class to another."""
     if dtype.kind == "f":
         _check_bits(np.finfo(dtype).nmant + 1, dtype, num_classes, what)
 
 
-def _check_bits(bits, dtype, num_classes, what):
+def _check_bits(bits: int, dtype: np.dtype[Any], num_classes: int, what: str) -> None:
     if num_classes > 2**bits:
         raise ValueError(
             f"The {what} must be of a dtype that tells all classes apart. Received: "
@@ -179,14 +189,14 @@ def _check_bits(bits, dtype, num_classes, what):
         )
 
 
-def _bad_soft_labels(labels):
+def _bad_soft_labels(labels: Array) -> tuple[Array, str]:
     """Which rows are no distributions, and what they should be."""
     bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
     bad |= ~(labels >= 0).all(axis=1)
     return bad, "rows of one-hot or soft labels that are not negative and sum to 1"
 
 
-def _bad_indices(labels, num_classes):
+def _bad_indices(labels: Array, num_classes: int) -> tuple[Array, str]:
     """Which labels are no classes, and what they should be."""
     flat = labels.reshape(-1)
     bad = ~((flat >= 0) & (flat < num_classes) & (flat == np.floor(flat)))

@@ -3,11 +3,17 @@
 import os
 import pathlib
 import zipfile
+from typing import Any
 
 import keras
 
 
-def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):
+def load_model(
+    filepath: str | os.PathLike[str],
+    custom_objects: dict[str, Any] | None = None,
+    compile: bool = True,
+    safe_mode: bool = True,
+) -> keras.Model:
     """`keras.saving.load_model` of a `.keras` file that is checked to be whole.
 
     On Python 3.12 and later Keras itself passes over a checksum that does not match: a
@@ -44,7 +50,7 @@ def load_model(filepath, custom_objects=None, compile=True, safe_mode=True):
     return keras.saving.load_model(path, custom_objects, compile, safe_mode)
 
 
-def _check_name(filepath):
+def _check_name(filepath: object) -> pathlib.Path:
     if not isinstance(filepath, str | os.PathLike):
         raise TypeError(
             "`filepath` must be the name of a file. Received: filepath="
@@ -61,7 +67,7 @@ def _check_name(filepath):
     return path
 
 
-def _check_whole_file(path):
+def _check_whole_file(path: pathlib.Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -3,7 +3,7 @@
 import keras
 
 
-def layers_of(model):
+def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """All layers in a model: in nested models and in layers of the user's own, too.
 
     Args:
@@ -12,21 +12,21 @@ def layers_of(model):
     Returns:
         List of layers without `model`, each once, outer ones before inner ones.
     """
-    found = {}
+    found: dict[int, keras.layers.Layer] = {}
     for layer in _attributes(vars(model)):
         _collect(layer, found)
     found.pop(id(model), None)
     return list(found.values())
 
 
-def _collect(layer, found):
+def _collect(layer: keras.layers.Layer, found: dict[int, keras.layers.Layer]) -> None:
     if id(layer) not in found:
         found[id(layer)] = layer
         for inner in _attributes(vars(layer)):
             _collect(inner, found)
 
 
-def _attributes(value):
+def _attributes(value: object) -> list[keras.layers.Layer]:
     """The layers in an attribute, or in the containers that Keras tracks."""
     if isinstance(value, keras.layers.Layer):
         return [value]
