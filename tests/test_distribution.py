@@ -151,5 +151,5 @@ def test_verification_during_training_on_replicas(two_replicas):
         images[:20], labels, batch_size=10, epochs=2, callbacks=[verify], verbose=0
     ).history
     scores = pair_scores(embedder(model).predict(images, verbose=0), pairs=pairs)
-    expected = verification_report(scores, np.arange(10) % 2, folds=5)
+    expected = verification_report(np.arange(10) % 2, scores, folds=5)
     assert logs["val_verification_auc"][-1] == pytest.approx(expected["auc"])

@@ -321,7 +321,7 @@ def test_callback_logs_what_the_functions_say(rng, flip):
     verify = VerificationCallback(images, PAIRS, SAME, folds=5, flip=flip, name="faces")
     history = model.fit(images, LABELS, epochs=2, callbacks=[verify], verbose=0).history
     features = embed(embedder(model), images, flip=flip)
-    report = verification_report(pair_scores(features, pairs=PAIRS), SAME, folds=5)
+    report = verification_report(SAME, pair_scores(features, pairs=PAIRS), folds=5)
     for key in ("accuracy", "auc", "eer"):
         assert history[f"val_faces_{key}"][-1] == pytest.approx(report[key], abs=1e-6)
         assert len(history[f"val_faces_{key}"]) == 2
@@ -364,7 +364,7 @@ def test_checkpoint_after_the_callback_keeps_the_best_epoch(images, tmp_path):
     history = model.fit(images, LABELS, epochs=3, callbacks=callbacks, verbose=0)
     logs = history.history
     features = embedder(keras.saving.load_model(best)).predict(images, verbose=0)
-    report = verification_report(pair_scores(features, pairs=PAIRS), SAME, folds=5)
+    report = verification_report(SAME, pair_scores(features, pairs=PAIRS), folds=5)
     assert report["auc"] == pytest.approx(max(logs["val_verification_auc"]), abs=1e-6)
     for epoch, accuracy in enumerate(logs["val_verification_accuracy"], 1):
         assert (tmp_path / f"{epoch}-{accuracy:.4f}.keras").exists()
@@ -417,7 +417,7 @@ def test_callback_takes_models_of_several_inputs(images):
     ):
         logs = after_an_epoch(model, given, PAIRS[:-1], SAME[:-1], folds=3)
         scores = pair_scores(called(model, given)["features"], pairs=PAIRS[:-1])
-        report = verification_report(scores, SAME[:-1], folds=3)
+        report = verification_report(SAME[:-1], scores, folds=3)
         assert logs["val_verification_auc"] == pytest.approx(report["auc"], abs=1e-6)
 
 

@@ -222,7 +222,7 @@ def test_folds_decide_as_the_protocol_says(rng):
     faces = face_data.Faces(None, None, 0, 0, None, test, "")
     found = face_experiment.verify(faces, {"test": scores, "held_out": None})
     assert found["right"].mean() == pytest.approx(found["accuracy"])
-    report = keras_pedcc.verification_report(scores, same, folds=folds)
+    report = keras_pedcc.verification_report(same, scores, folds=folds)
     assert found["accuracy"] == report["accuracy"]
 
 

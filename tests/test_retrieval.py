@@ -25,7 +25,7 @@ def slow_report(queries, labels, items, item_labels, ranks, without_self):
             at = [sum(found[: i + 1]) / (i + 1) for i in range(size) if found[i]]
             precisions.append(sum(at) / size)
     report = dict(zip([f"recall_at_{k}" for k in ranks], np.mean(hits, 0), strict=True))
-    report["map_at_r"] = np.mean(precisions)
+    report["mean_average_precision_at_r"] = np.mean(precisions)
     report["queries"] = len(hits)
     report["queries_without_match"] = len(queries) - len(hits)
     return report
@@ -99,7 +99,12 @@ def test_report_does_not_depend_on_the_length_of_features(rng, length):
 
 def test_map_to_one_point_finds_nothing():
     report = retrieval_report(np.ones((12, 4)), np.arange(12) % 2, k=(1, 5))
-    assert report["recall_at_1"] == report["recall_at_5"] == report["map_at_r"] == 0
+    assert (
+        report["recall_at_1"]
+        == report["recall_at_5"]
+        == report["mean_average_precision_at_r"]
+        == 0
+    )
 
 
 def test_report_takes_tensors_and_names():

@@ -93,7 +93,7 @@ def test_report_agrees_with_slow_counting(name, given):
     folds, fold = 10, np.repeat(np.arange(10), 12)
     if given == "labels":
         folds = fold = np.random.default_rng(1).permutation(np.arange(120) % 7 * 3)
-    report = verification_report(scores, same, folds=folds)
+    report = verification_report(same, scores, folds=folds)
     expected = slow_report(scores, same, list(fold))
     assert sorted(report) == sorted(expected)
     for key, value in expected.items():
@@ -104,26 +104,26 @@ def test_threshold_between_neighbouring_floats_separates_them():
     # In float64 nothing lies between them: halfway rounds to one of the two.
     for low in (1.0, np.nextafter(1, 2)):
         scores = np.array([low, np.nextafter(low, 2)] * 2)
-        assert verification_report(scores, [0, 1] * 2, folds=2)["accuracy"] == 1.0
+        assert verification_report([0, 1] * 2, scores, folds=2)["accuracy"] == 1.0
 
 
 def test_scores_that_are_all_equal_get_the_more_frequent_answer():
     same = np.array([1, 1, 0, 1] * 5)
-    report = verification_report(np.ones(20), same, folds=5)
+    report = verification_report(same, np.ones(20), folds=5)
     assert report["accuracy"] == 0.75
     assert (report["auc"], report["eer"], report["tar_at_far_1e-1"]) == (0.5, 0.5, 0)
-    assert verification_report(np.ones(20), 1 - same, folds=5)["accuracy"] == 0.75
+    assert verification_report(1 - same, np.ones(20), folds=5)["accuracy"] == 0.75
 
 
 def test_scores_that_are_all_equal_are_accepted_where_neither_is_more_frequent():
-    report = verification_report(np.ones(20), np.arange(20) % 2, folds=5)
+    report = verification_report(np.arange(20) % 2, np.ones(20), folds=5)
     assert report["accuracy"] == 0.5
     assert report["threshold"] == 1.0
 
 
 def test_pair_at_the_threshold_is_accepted():
     # All scores are that of the pairs on which the threshold is chosen.
-    report = verification_report([0.5] * 5, [1, 1, 0, 1, 0], folds=[*"aaabb"])
+    report = verification_report([1, 1, 0, 1, 0], [0.5] * 5, folds=[*"aaabb"])
     assert report["fold_thresholds"] == [0.5, 0.5]
     assert report["fold_accuracies"] == [2 / 3, 0.5]
 
@@ -132,15 +132,15 @@ def test_false_accept_rate_of_exactly_the_limit_counts():
     scores = np.arange(20.0)
     same = np.arange(20) >= 10
     scores[[9, 15]] = scores[[15, 9]]  # one in ten of the others passes
-    report = verification_report(scores, same, folds=np.arange(20) % 5)
+    report = verification_report(same, scores, folds=np.arange(20) % 5)
     assert report["tar_at_far_1e-1"] == 1.0
     assert report["tar_at_far_1e-2"] == 0.4
 
 
 def test_report_does_not_depend_on_monotone_changes_of_the_score():
     scores, same = cases()["random"]
-    first = verification_report(scores, same)
-    second = verification_report(1000 + 3 * np.argsort(np.argsort(scores)), same)
+    first = verification_report(same, scores)
+    second = verification_report(same, 1000 + 3 * np.argsort(np.argsort(scores)))
     for key in ("accuracy", "auc", "eer", "tar_at_far_1e-2", "fold_accuracies"):
         # Halfway between scores may fall on another side of a score of the fold.
         np.testing.assert_allclose(first[key], second[key], atol=0.09)
@@ -148,7 +148,7 @@ def test_report_does_not_depend_on_monotone_changes_of_the_score():
 
 
 def test_report_is_plain_numbers():
-    report = verification_report(*cases()["random"])
+    report = verification_report(*reversed(cases()["random"]))
     flat = [x for v in report.values() for x in (v if isinstance(v, list) else [v])]
     assert {type(x) for x in flat} == {float, int}
 
@@ -157,11 +157,11 @@ def test_report_is_plain_numbers():
 def test_curve_agrees_with_scikit_learn(name):
     metrics = pytest.importorskip("sklearn.metrics")
     scores, same = cases()[name]
-    far, tar, thresholds = roc_curve(scores, same)
+    far, tar, thresholds = roc_curve(same, scores)
     expected = metrics.roc_curve(same, scores, drop_intermediate=False)
     for mine, theirs in zip((far, tar, thresholds), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-15)
-    auc = verification_report(scores, same)["auc"]
+    auc = verification_report(same, scores)["auc"]
     assert auc == pytest.approx(metrics.roc_auc_score(same, scores), rel=1e-14)
 
 
@@ -194,8 +194,8 @@ def test_scores_do_not_depend_on_the_length_of_features(rng):
 
 def test_report_takes_tensors_that_have_gradients():
     scores, same = cases()["float32"]
-    expected = verification_report(scores, same)
-    given = keras.Variable(scores), ops.convert_to_tensor(same)
+    expected = verification_report(same, scores)
+    given = ops.convert_to_tensor(same), keras.Variable(scores)
     assert verification_report(*given) == expected
 
 
@@ -213,7 +213,7 @@ def test_six_thousand_pairs_take_less_than_a_second(rng):
     features = rng.standard_normal((7000, 512)).astype("float32")
     pairs, same = rng.integers(0, 7000, (6000, 2)), np.arange(6000) % 2
     started = time.process_time()
-    verification_report(pair_scores(features, pairs=pairs), same)
+    verification_report(same, pair_scores(features, pairs=pairs))
     assert time.process_time() - started < 1.0
 
 
@@ -225,7 +225,7 @@ def test_raw_pixels_of_real_faces_give_the_known_floor():
     with np.load(path, allow_pickle=False) as data:
         images, pairs = data["images"], data["pairs"]
     scores = pair_scores(images.reshape(len(images), -1), pairs=pairs[:, :2])
-    report = verification_report(scores, pairs[:, 2], folds=pairs[:, 3])
+    report = verification_report(pairs[:, 2], scores, folds=pairs[:, 3])
     assert round(100 * report["accuracy"], 1) == 61.1
     assert round(100 * report["standard_error"], 2) == 0.65
 
@@ -275,34 +275,34 @@ def test_scores_refuse_pairs(rng):
 def test_report_refuses_scores_and_labels(function):
     same = [0, 1, 1, 0]
     with pytest.raises(ValueError, match=r"one score for each.*scores.shape=\(3,\)"):
-        function([0.1, 0.2, 0.3], same)
+        function(same, [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match=r"`scores` must be finite.*scores\[1\]=nan"):
-        function([0.1, np.nan, 0.3, 0.4], same)
+        function(same, [0.1, np.nan, 0.3, 0.4])
     with pytest.raises(ValueError, match="Received: 4 of 4 pairs of one class"):
-        function(np.ones(4), np.ones(4))
+        function(np.ones(4, np.ones(4)))
     with pytest.raises(ValueError, match="Received: 0 of 4 pairs of one class"):
-        function(np.ones(4), np.zeros(4))
+        function(np.zeros(4, np.ones(4)))
     with pytest.raises(ValueError, match="must have pairs of one class"):
         function([], [])
     with pytest.raises(ValueError, match="`same` must be True or False"):
-        function(np.ones(4), [0, 1, 2, 1])
+        function([0, 1, 2, 1], np.ones(4))
     with pytest.raises(ValueError, match=r"`same` must .*same.shape=\(4, 1\)"):
-        function(np.ones(4), np.reshape(same, (4, 1)))
+        function(np.reshape(same, (4, 1, np.ones(4))))
 
 
 def test_report_refuses_folds():
     scores, same = np.arange(8.0), np.arange(8) % 2
     with pytest.raises(ValueError, match="`folds` must be at least 2"):
-        verification_report(scores, same, folds=1)
+        verification_report(same, scores, folds=1)
     with pytest.raises(ValueError, match=r"at most the number of pairs, 8.*folds=10"):
-        verification_report(scores, same)
+        verification_report(same, scores)
     with pytest.raises(TypeError, match="`folds` must be a whole number"):
-        verification_report(scores, same, folds="lfw")
+        verification_report(same, scores, folds="lfw")
     with pytest.raises(TypeError, match="`folds` must be a whole number"):
-        verification_report(scores, same, folds=2.5)
+        verification_report(same, scores, folds=2.5)
     with pytest.raises(ValueError, match=r"the fold of each pair.*shape=\(3,\)"):
-        verification_report(scores, same, folds=[0, 1, 2])
+        verification_report(same, scores, folds=[0, 1, 2])
     with pytest.raises(ValueError, match=r"at least two folds.*with 1 different"):
-        verification_report(scores, same, folds=np.zeros(8))
+        verification_report(same, scores, folds=np.zeros(8))
     with pytest.raises(ValueError, match="all of one kind inside fold number 1"):
-        verification_report(scores, np.arange(8) >= 4, folds=2)
+        verification_report(np.arange(8) >= 4, scores, folds=2)

@@ -206,7 +206,7 @@ class VerificationCallback(keras.callbacks.Callback):
         if rows_without_direction(features).any():
             return dict.fromkeys(KEYS, float("nan"))
         scores = pair_scores(features, pairs=self.pairs)
-        return verification_report(scores, self.same, folds=self.folds)
+        return verification_report(self.same, scores, folds=self.folds)
 
 
 def _graph_of(model: object) -> keras.Model | None:

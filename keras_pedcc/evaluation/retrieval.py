@@ -44,9 +44,9 @@ def retrieval_report(
 
     Returns:
         Dict of Python numbers: `"recall_at_1"` and so on for each k, and
-        `"map_at_r"`, all in [0, 1]; `"queries"`, the number of queries they are the
-        mean of; `"queries_without_match"`, the number left out because nothing in
-        the gallery shares their label.
+        `"mean_average_precision_at_r"`, all in [0, 1]; `"queries"`, the number of
+        queries they are the mean of; `"queries_without_match"`, the number left out
+        because nothing in the gallery shares their label.
 
     Raises:
         TypeError: `k` is not a whole number.
@@ -58,7 +58,7 @@ def retrieval_report(
 
     >>> features = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.5, 0.4]]
     >>> report = keras_pedcc.retrieval_report(features, [0, 0, 1, 1, 1], k=1)
-    >>> report["recall_at_1"], round(report["map_at_r"], 3)
+    >>> report["recall_at_1"], round(report["mean_average_precision_at_r"], 3)
     (0.8, 0.8)
 
     Reference: Musgrave et al., "A Metric Learning Reality Check", 2020.
@@ -72,7 +72,7 @@ def retrieval_report(
     recalls = {f"recall_at_{each}": float(np.mean(first <= each)) for each in ranks}
     return {
         **recalls,
-        "map_at_r": float(np.mean(precision)),
+        "mean_average_precision_at_r": float(np.mean(precision)),
         "queries": len(found),
         "queries_without_match": len(queries) - len(found),
     }

@@ -54,7 +54,7 @@ def pair_scores(
     return np.concatenate([_cosines(first[b[:, 0]], second[b[:, 1]]) for b in blocks])
 
 
-def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array, Array]:
+def roc_curve(same: ArrayLike, scores: ArrayLike) -> tuple[Array, Array, Array]:
     """The receiver operating characteristic of verification.
 
     At the threshold t a pair is taken for the same class when its score is at least
@@ -64,8 +64,8 @@ def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array, Array]:
     pairs of equal score are accepted together.
 
     Args:
+        same: Whether both are of one class: bool, or 0 and 1, shape `(pairs,)`.
         scores: Finite numbers, shape `(pairs,)`; larger means more alike.
-        same: bool, or 0 and 1, shape `(pairs,)`.
 
     Returns:
         `(far, tar, thresholds)`, NumPy arrays of one shape. Both rates rise from 0
@@ -76,7 +76,7 @@ def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array, Array]:
 
     Example:
 
-    >>> far, tar, thresholds = keras_pedcc.roc_curve([0.9, 0.5, 0.5], [1, 1, 0])
+    >>> far, tar, thresholds = keras_pedcc.roc_curve([1, 1, 0], [0.9, 0.5, 0.5])
     >>> far.tolist(), tar.tolist()
     ([0.0, 0.0, 1.0], [0.0, 0.5, 1.0])
 
@@ -86,7 +86,7 @@ def roc_curve(scores: ArrayLike, same: ArrayLike) -> tuple[Array, Array, Array]:
 
 
 def verification_report(
-    scores: ArrayLike, same: ArrayLike, *, folds: int | ArrayLike = 10
+    same: ArrayLike, scores: ArrayLike, *, folds: int | ArrayLike = 10
 ) -> dict[str, Any]:
     """How well scores tell pairs of one class from pairs of two.
 
@@ -102,8 +102,8 @@ def verification_report(
     other folds, "same" if neither is.
 
     Args:
-        scores: Finite numbers, shape `(pairs,)`; larger means more alike.
         same: Whether both are of one class: bool, or 0 and 1, shape `(pairs,)`.
+        scores: Finite numbers, shape `(pairs,)`; larger means more alike.
         folds: int, at least 2: folds of neighbouring pairs, as equal in size as
             possible. Or the fold of each pair, any labels, shape `(pairs,)`.
 
@@ -130,7 +130,7 @@ def verification_report(
     Example:
 
     >>> scores = [0.9, 0.8, 0.1, 0.7, 0.3, 0.2]
-    >>> report = keras_pedcc.verification_report(scores, [1, 1, 0, 1, 0, 0], folds=2)
+    >>> report = keras_pedcc.verification_report([1, 1, 0, 1, 0, 0], scores, folds=2)
     >>> report["accuracy"], report["auc"], report["eer"], report["threshold"]
     (1.0, 1.0, 0.0, 0.5)
 
