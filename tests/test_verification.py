@@ -279,15 +279,15 @@ def test_report_refuses_scores_and_labels(function):
     with pytest.raises(ValueError, match=r"`scores` must be finite.*scores\[1\]=nan"):
         function(same, [0.1, np.nan, 0.3, 0.4])
     with pytest.raises(ValueError, match="Received: 4 of 4 pairs of one class"):
-        function(np.ones(4, np.ones(4)))
+        function(np.ones(4), np.ones(4))
     with pytest.raises(ValueError, match="Received: 0 of 4 pairs of one class"):
-        function(np.zeros(4, np.ones(4)))
+        function(np.zeros(4), np.ones(4))
     with pytest.raises(ValueError, match="must have pairs of one class"):
         function([], [])
     with pytest.raises(ValueError, match="`same` must be True or False"):
         function([0, 1, 2, 1], np.ones(4))
     with pytest.raises(ValueError, match=r"`same` must .*same.shape=\(4, 1\)"):
-        function(np.reshape(same, (4, 1, np.ones(4))))
+        function(np.reshape(same, (4, 1)), np.ones(4))
 
 
 def test_report_refuses_folds():
