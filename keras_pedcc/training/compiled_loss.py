@@ -96,7 +96,9 @@ def _is_of_keras(loss):
 def _takes_probabilities(loss):
     if isinstance(loss, keras.losses.Loss):
         unscored = isinstance(loss, _OF_PROBABILITIES)
-        return unscored or getattr(loss, "from_logits", None) is False
+        # Keras 3.16 has it in the config alone.
+        given = getattr(loss, "from_logits", loss.get_config().get("from_logits"))
+        return unscored or given is False
     if any(getattr(loss, "func", loss) is f for f in _FUNCTIONS_OF_PROBABILITIES):
         return True
     parameter = inspect.signature(loss).parameters.get("from_logits")
