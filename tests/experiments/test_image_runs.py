@@ -143,7 +143,7 @@ tfds.dataset_builders.store_as_tfds_dataset(
 """
 
 LOAD = """
-import sys
+import runpy, sys
 import numpy as np
 import cifar100, emnist
 from image_experiment import data
@@ -152,13 +152,18 @@ experiment = {"cifar100": cifar100.CIFAR100, "emnist": emnist.EMNIST}[sys.argv[1
 images = data.load(experiment.source)
 np.savez(sys.argv[2], **{name: getattr(images, name) for name in data.ARRAYS})
 print(images.origin)
+train, test = runpy.run_path(sys.argv[3])["download"]()
+np.testing.assert_array_equal(train[0], images.x_train)
+np.testing.assert_array_equal(train[1], images.y_train)
+np.testing.assert_array_equal(test[0], images.x_test)
+np.testing.assert_array_equal(test[1], images.y_test)
 """
 
 
 @only_once
 @pytest.mark.parametrize("name", ["cifar100", "emnist/balanced"])
 def test_images_come_from_tensorflow_datasets_on_disk(tmp_path, name):
-    """What its own writer left on disk, read by the code that users run."""
+    """What its own writer left on disk, as experiments and examples read it."""
     pytest.importorskip("tensorflow_datasets")
     python = [sys.executable, "-c"]
     options = {"capture_output": True, "text": True, "check": True}
@@ -169,7 +174,8 @@ def test_images_come_from_tensorflow_datasets_on_disk(tmp_path, name):
         "PYTHONPATH": os.pathsep.join([str(ROOT / "experiments"), str(ROOT)]),
     }
     example, found = name.split("/")[0], tmp_path / "found.npz"
-    arguments = [*python, LOAD, example, str(found)]
+    script = ROOT / "examples" / f"{example}.py"
+    arguments = [*python, LOAD, example, str(found), str(script)]
     loaded = subprocess.run(arguments, **options, env=environment)
     assert f"tensorflow-datasets {name}/" in loaded.stdout
     images = np.load(found)
