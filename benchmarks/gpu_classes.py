@@ -217,8 +217,7 @@ def head_step(args, classes):
 
 
 def result_of(rows, args):
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-    from image_experiment.reporting import environment
+    from environment import environment
 
     return {
         "command": f"python benchmarks/gpu_classes.py {' '.join(sys.argv[1:])}",

@@ -20,12 +20,10 @@ import sys
 
 import keras
 import numpy as np
+from environment import environment
 from turns import alternate
 
 import keras_pedcc
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-from image_experiment.reporting import environment
 
 
 def streamed(head, features):

@@ -33,6 +33,7 @@ HEADS = {
     "sampled": "PEDCC, sampled classes",
     "kerdock": "Kerdock, by blocks of bases",
 }
+COLORS = ("#8d99ae", "#d1495b", "#30638e", "C4", "C8")
 DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
 QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
 CENTROIDS = ("random", "array", "generated")
@@ -137,8 +138,7 @@ def measure(head, args):
         model.train_on_batch(features, labels)
         seconds.append(time.perf_counter() - begun)
     peak = memory("VmHWM")
-    use_examples()
-    from image_experiment.reporting import environment
+    from environment import environment
 
     return {
         "seconds": seconds[2:],  # without tracing and compiling
@@ -194,8 +194,10 @@ def make_head(name, args):
 
 def draw(result, path):
     """Time and growth against the classes and, where measured, the batch; log-log."""
-    use_examples()
-    from image_experiment.figures import plt, save
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    matplotlib.use("Agg")
 
     columns = [
         each for each in panels(result) if len({r[each[0]] for r in each[2]}) > 1
@@ -215,7 +217,8 @@ def draw(result, path):
         cells[1].set_xlabel(along.replace("_", " "))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
-    save(figure, path)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def panels(result):
@@ -234,11 +237,9 @@ def panels(result):
 
 def draw_panel(axis, rows, along, key):
     """One line for each head, and the slope of what grows in proportion."""
-    from image_experiment.figures import OTHER, OWN, TRAINING
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    colors = (TRAINING, OTHER, OWN, "C4", "C8")
-    for (head, label), color in zip(HEADS.items(), colors, strict=True):
+    for (head, label), color in zip(HEADS.items(), COLORS, strict=True):
         own = sorted((row[along], row[key]) for row in rows if row["head"] == head)
         if own:
             x, y = zip(*own, strict=True)
@@ -270,11 +271,6 @@ def memory(name):
     """A figure of this process, in MiB, from the Linux kernel."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
-
-
-def use_examples():
-    """Lets what the examples share be imported."""
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
 
 
 def parse_args(argv):

@@ -33,8 +33,7 @@ def main(argv=None):
         rows.append(compare(num_classes, args))
         print(json.dumps(rows[-1]), flush=True)
     if args.result:
-        sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-        from image_experiment.reporting import environment
+        from environment import environment
 
         result = {
             "command": f"python benchmarks/peers.py {' '.join(sys.argv[1:])}".strip(),

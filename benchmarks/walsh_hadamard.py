@@ -245,8 +245,7 @@ def main(argv=None):
 
 
 def result_of(rows, args):
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-    from image_experiment.reporting import environment
+    from environment import environment
 
     return {
         "command": f"python benchmarks/walsh_hadamard.py {' '.join(sys.argv[1:])}",

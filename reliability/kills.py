@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python reliability/kills.py --kills 50 --result FILE
 
-`--of training` trains `examples/emnist.py` on handwritten digits, kills it, starts it
-again with `--resume`, and kills that, until it comes to its end; then begins anew. A
+`--of training` trains `experiments/emnist.py` on handwritten digits, kills it, starts
+it again with `--resume`, and kills that, until it comes to its end; then begins anew. A
 kill comes at any moment (`any`), as soon as a file is being written (`writing`), or
 within a second of the unfreezing of the centroids (`unfreezing`). Every run must end
 with the weights, history and result of one that was not killed, and after each kill
@@ -56,7 +56,7 @@ def main(argv=None):
 
 def kill_training(folder, args):
     record = Record(
-        "`kill -9` while `examples/emnist.py` trains",
+        "`kill -9` while `experiments/emnist.py` trains",
         "the run ends as one that was not killed; no half-written file",
     )
     write_digits(folder / "emnist47.npz", args.images)
@@ -103,7 +103,7 @@ def start(data, run):
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
         flags.append("--no-jit")
     log = data / "log.txt"
-    command = [sys.executable, ROOT / "examples" / "emnist.py", *flags]
+    command = [sys.executable, ROOT / "experiments" / "emnist.py", *flags]
     with log.open("w") as file:
         return subprocess.Popen(
             list(map(str, command)), stdout=file, stderr=subprocess.STDOUT

@@ -25,7 +25,8 @@ import pytest
 from recording import ROOT, Record
 
 FAULTS = pathlib.Path(__file__).with_name("faults.toml")
-PARTS = ("keras_pedcc", "tests", "examples", "benchmarks", "reliability", "docs")
+PARTS = ("keras_pedcc", "tests", "examples", "experiments", "benchmarks")
+PARTS += ("reliability", "docs")
 FILES = ("README.md", "CHANGELOG.md", "pyproject.toml")
 # Starts this script.
 OWN_TEST = "tests/test_reliability_mutants.py"

@@ -19,7 +19,8 @@ import zipfile
 
 from recording import ROOT, Record
 
-IN_SOURCE = {"keras_pedcc", "examples", "tests", "benchmarks", "reliability"}
+IN_SOURCE = {"keras_pedcc", "tests", "examples", "experiments", "benchmarks"}
+IN_SOURCE |= {"reliability"}
 FILES = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO", "README.md"}
 FILES |= {"SECURITY.md", "pyproject.toml", ".gitignore"}
 LARGEST = 200_000  # bytes of one file

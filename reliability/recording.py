@@ -37,8 +37,7 @@ class Record:
         print(f"{self.what}: {len(self.failures)} of {self.tried} failed")
         if path is None:
             return
-        sys.path.insert(0, str(ROOT / "examples"))
-        from image_experiment.reporting import environment
+        from benchmarks.environment import environment
 
         flags = sys.argv[1:]
         if "--result" in flags:

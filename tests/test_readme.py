@@ -6,11 +6,8 @@ import sys
 
 import keras
 import pytest
-from cifar100 import CIFAR100
-from image_experiment import settings
 
 import keras_pedcc
-from benchmarks import results_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -27,29 +24,6 @@ def test_python_blocks_of_the_readme_run(capsys, tmp_path, monkeypatch):
     assert len(promised) == 3
     printed = capsys.readouterr().out
     assert all(line in printed for line in promised)
-
-
-def test_results_are_those_of_the_recorded_runs():
-    for path, made in results_table.pages().items():
-        text = path.read_text()
-        assert results_table.with_blocks(text, made) == text
-
-
-def test_runs_of_one_recipe_make_one_row():
-    run = results_table.read("images")[0]
-    other = {**run, "accuracy": run["accuracy"] + 0.02}
-    other["settings"] = {**run["settings"], "seed": 1}
-    made = results_table.table([run, other])
-    mean = 100 * run["accuracy"] + 1
-    assert f"| {mean:.2f} % +- 1.41 | 0, 1 |" in made
-    assert made.count("| `") == 1
-
-
-def test_paper_s_figure_stands_beside_runs_of_its_size_only():
-    run = next(r for r in results_table.read("images") if r["experiment"] == "cifar100")
-    assert "72.71" not in results_table.table([run])
-    defaults = settings.of_the_run(settings.parse(CIFAR100, ["--fixed"]))
-    assert "| 72.71 % |" in results_table.table([{**run, "settings": defaults}])
 
 
 @pytest.mark.slow
