@@ -1,8 +1,12 @@
 """The head of center loss: a centre for each class beside the weights."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import Shape, Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import lengths, unit_vectors
@@ -52,12 +56,12 @@ class CenterDense(keras.layers.Layer):
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        kernel_initializer="glorot_uniform",
-        center_initializer="zeros",
-        **kwargs,
-    ):
+        kernel_initializer: Any = "glorot_uniform",
+        center_initializer: Any = "zeros",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
@@ -65,7 +69,7 @@ class CenterDense(keras.layers.Layer):
         self.center_initializer = keras.initializers.get(center_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         dim, number = check_dim(input_shape), self.num_classes
         self.kernel = self._add("kernel", (dim, number), self.kernel_initializer)
         self.bias = self._add("bias", (number,), "zeros")
@@ -73,12 +77,12 @@ class CenterDense(keras.layers.Layer):
         mark_centroids(self.centers)
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
 
-    def _add(self, name, shape, initializer):
+    def _add(self, name: str, shape: Shape, initializer: Any) -> keras.Variable:
         return self.add_weight(
             shape=shape, initializer=initializer, autocast=False, name=name
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> dict[str, Tensor]:
         inputs = ops.cast(inputs, float_dtype(self))
         kernel = ops.cast(self.kernel, inputs.dtype)
         bias = ops.cast(self.bias, inputs.dtype)
@@ -90,7 +94,9 @@ class CenterDense(keras.layers.Layer):
             "logits": logits,
         }
 
-    def for_loss(self, outputs, training=True, ranked=False):
+    def for_loss(
+        self, outputs: dict[str, Tensor], training: bool = True, ranked: bool = False
+    ) -> dict[str, Tensor]:
         """What `CenterLoss` takes: the outputs and, under `"centers"`, the centres.
 
         `PEDCCModel` calls it. In a training loop of your own:
@@ -98,7 +104,7 @@ class CenterDense(keras.layers.Layer):
         """
         return {**outputs, "centers": ops.convert_to_tensor(self.centers)}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.initializers.serialize
         config = super().get_config()
         config["num_classes"] = self.num_classes

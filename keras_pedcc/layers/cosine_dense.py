@@ -1,14 +1,18 @@
 """The head that gives the cosine between features and class centroids."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.scores.blockwise import BlockwiseScores
-from keras_pedcc.scores.choice import Blockwise, check_scores
+from keras_pedcc.scores.choice import Blockwise, Choice, check_scores
 from keras_pedcc.scores.sampled import SampledScores, number_of_samples
 from keras_pedcc.scores.sharding import check_divisible, check_layout, class_layout
 
@@ -73,17 +77,19 @@ class CosineDense(keras.layers.Layer):
 
     # Heads with so many classes compute by blocks unless `scores` says otherwise.
     _blockwise_from = float("inf")
+    _layout: Any  # `ClassLayout` or `None`, once the layer is built
+    scores: Any  # "dense", a `Blockwise` or a `Sampled`
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        return_features=True,
-        return_norm=False,
-        kernel_initializer="random_normal",
-        scores=None,
-        **kwargs,
-    ):
+        return_features: bool = True,
+        return_norm: bool = False,
+        kernel_initializer: Any = "random_normal",
+        scores: Choice | None = None,
+        **kwargs: Any,
+    ) -> None:
         # Inputs and weights are cast here, to float32 whatever the policy computes in.
         super().__init__(**{**kwargs, "autocast": False})
         _check_float(self.variable_dtype)
@@ -104,7 +110,7 @@ class CosineDense(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.margin_share = MarginShare()
 
-    def _choose(self, scores):
+    def _choose(self, scores: Choice | None) -> str | Blockwise:
         plain = self.return_features and not self.return_norm
         if scores is None:
             many = self.num_classes >= self._blockwise_from
@@ -118,14 +124,19 @@ class CosineDense(keras.layers.Layer):
             )
         return scores
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self.margin_share.metrics]
 
-    def for_loss(self, outputs, training=True, ranked=False):
+    def for_loss(
+        self,
+        outputs: Tensor | dict[str, Tensor],
+        training: bool = True,
+        ranked: bool = False,
+    ) -> Tensor | dict[str, Any]:
         """What a loss takes: the outputs, with `Scores` where there are no logits.
 
         `PEDCCModel` calls it. In a training loop of your own:
@@ -142,7 +153,9 @@ class CosineDense(keras.layers.Layer):
         scores = self._scores_of(outputs["features"], training, ranked)
         return {**outputs, "logits": scores}
 
-    def _scores_of(self, features, training, ranked):
+    def _scores_of(
+        self, features: Tensor, training: bool, ranked: bool
+    ) -> BlockwiseScores:
         if training and self.scores.sample_rate is not None:
             return SampledScores(
                 features,
@@ -161,13 +174,17 @@ class CosineDense(keras.layers.Layer):
             layout=self._layout,
         )
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: Tensor, training: bool | None = None
+    ) -> Tensor | dict[str, Tensor]:
         self._check_place()
         inputs = ops.cast(inputs, float_dtype(self))
         with full_precision(inputs):
             return self._outputs(inputs, training)
 
-    def _outputs(self, inputs, training):
+    def _outputs(
+        self, inputs: Tensor, training: bool | None
+    ) -> Tensor | dict[str, Tensor]:
         features = unit_vectors(inputs)
         if self.streams:
             return {"features": features}
@@ -180,13 +197,13 @@ class CosineDense(keras.layers.Layer):
             outputs["iterations"] = self._count(inputs, training)
         return outputs
 
-    def save_own_variables(self, store):
-        values = {}
+    def save_own_variables(self, store: Any) -> None:
+        values: dict[str, Any] = {}
         super().save_own_variables(values)
         for key, value in values.items():
             store[key] = value if self._layout is None else self._layout.whole(value)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["num_classes"] = self.num_classes
         config["return_features"] = self.return_features
@@ -197,7 +214,7 @@ class CosineDense(keras.layers.Layer):
         )
         return config
 
-    def _add_weights(self, dim, initializer):
+    def _add_weights(self, dim: int, initializer: Any) -> None:
         self._layout = class_layout(f"{self.path}/centroids")
         check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
@@ -208,7 +225,7 @@ class CosineDense(keras.layers.Layer):
         )
         self._add_counter(dim)
 
-    def _add_counter(self, dim):
+    def _add_counter(self, dim: int) -> None:
         if self.return_norm:
             self.iterations = self.add_weight(
                 shape=(),
@@ -220,19 +237,19 @@ class CosineDense(keras.layers.Layer):
             )
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
 
-    def _check_place(self):
+    def _check_place(self) -> None:
         if keras.distribution.distribution() is not None:
             check_layout(self, self._layout)
 
-    def _logits(self, features, training):
+    def _logits(self, features: Tensor, training: bool | None) -> Tensor:
         centroids = self._centroids_for(training)
         return cosines(features, ops.cast(centroids, features.dtype))
 
-    def _centroids_for(self, training):
+    def _centroids_for(self, training: bool | None) -> Tensor:
         """The centroids as a tensor, from which the logits are computed."""
         return ops.convert_to_tensor(self.centroids)
 
-    def _count(self, inputs, training):
+    def _count(self, inputs: Tensor, training: bool | None) -> Tensor:
         """The training steps so far, this one included, for each sample."""
         if training:
             self.iterations.assign_add(1)
@@ -240,7 +257,7 @@ class CosineDense(keras.layers.Layer):
         return ops.broadcast_to(steps, ops.shape(inputs)[:1])
 
 
-def _check_float(dtype):
+def _check_float(dtype: str) -> None:
     if "float" not in dtype:
         raise ValueError(
             f"`dtype` must be a float dtype. Received: dtype={dtype!r}. Pass "
@@ -248,7 +265,7 @@ def _check_float(dtype):
         )
 
 
-def float_dtype(layer):
+def float_dtype(layer: keras.layers.Layer) -> str:
     """The dtype a head computes in: float64 if its policy does, else float32."""
     double = keras.backend.standardize_dtype(layer.compute_dtype) == "float64"
     return "float64" if double else "float32"

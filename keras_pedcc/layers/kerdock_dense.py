@@ -1,5 +1,8 @@
 """The head for very many classes whose centroids take no memory."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -10,9 +13,11 @@ from keras_pedcc.centroids.closed_forms import (
     union_capacity,
 )
 from keras_pedcc.centroids.kerdock import KerdockCentroids
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
+from keras_pedcc.scores.choice import Choice
 from keras_pedcc.scores.kerdock import KerdockScores
 
 
@@ -78,14 +83,14 @@ class KerdockDense(CosineDense):
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        seed=0,
-        return_features=True,
-        return_norm=False,
-        scores=None,
-        **kwargs,
-    ):
+        seed: int = 0,
+        return_features: bool = True,
+        return_norm: bool = False,
+        scores: Choice | None = None,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("trainable", False)
         _refuse_others(kwargs)
         super().__init__(
@@ -100,7 +105,7 @@ class KerdockDense(CosineDense):
         check_whole(0, seed=seed)
         self.seed = int(seed)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         self.dim = check_dim(input_shape)
         _check_number(self.num_classes, self.dim)
         self._layout = None  # all devices hold all
@@ -122,7 +127,7 @@ class KerdockDense(CosineDense):
         self._add_counter(self.dim)
 
     @property
-    def centroids(self):
+    def centroids(self) -> KerdockCentroids:
         if not self.built:
             raise ValueError(
                 "`centroids` are there once the layer is built. Received: layer "
@@ -131,7 +136,9 @@ class KerdockDense(CosineDense):
         parts = map(ops.convert_to_tensor, self._parts)
         return KerdockCentroids(self.num_classes, self.dim, *parts)
 
-    def _scores_of(self, features, training, ranked):
+    def _scores_of(
+        self, features: Tensor, training: bool, ranked: bool
+    ) -> KerdockScores:
         return KerdockScores(
             features,
             self.centroids,
@@ -140,20 +147,20 @@ class KerdockDense(CosineDense):
             ranked=ranked,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["kernel_initializer"]
         config["seed"] = self.seed
         return config
 
-    def _check_place(self):
+    def _check_place(self) -> None:
         pass  # a distribution has nothing to cut
 
-    def _logits(self, features, training):
+    def _logits(self, features: Tensor, training: bool | None) -> Tensor:
         return self.centroids.cosines(features)
 
 
-def _refuse_others(kwargs):
+def _refuse_others(kwargs: dict[str, Any]) -> None:
     """Raises for arguments of other heads, which this one would not follow."""
     others = ["kernel_initializer", "centroids", "scores"]
     given = [name for name in others if kwargs.get(name) is not None]
@@ -165,7 +172,7 @@ def _refuse_others(kwargs):
         )
 
 
-def _check_number(num_classes, dim):
+def _check_number(num_classes: int, dim: int) -> None:
     if dim < 4:
         raise ValueError(
             "Kerdock's vectors have 4 dimensions or more. Received: an input of "

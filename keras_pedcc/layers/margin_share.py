@@ -1,5 +1,7 @@
 """The share of its margin that a loss has while `MarginWarmup` runs."""
 
+from typing import Any
+
 import keras
 
 
@@ -17,23 +19,26 @@ class MarginShare:
         callback: The `MarginWarmup` that sets the share.
     """
 
-    def __init__(self):
+    value: Any
+    callback: Any
+
+    def __init__(self) -> None:
         self.share = 1.0
         self.value = None
-        self.metrics = []
+        self.metrics: list[_Share] = []
         self.callback = None
 
-    def start(self):
+    def start(self) -> None:
         """Makes the variable, with the value 1."""
         self.metrics = [_Share()]
         self.value = self.metrics[0].value
 
-    def set(self, share):
+    def set(self, share: float) -> None:
         """Sets the variable."""
         self.share = share
         self.value.assign(share)
 
-    def stop(self):
+    def stop(self) -> None:
         """Forgets the variable."""
         self.share, self.value, self.metrics = 1.0, None, []
 
@@ -41,17 +46,17 @@ class MarginShare:
 class _Share(keras.metrics.Metric):
     """State that no batch changes and no log shows."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="margin_share", dtype="float32")
         self.value = keras.Variable(
             1.0, "float32", trainable=False, aggregation="mean", name="margin_share"
         )
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         pass
 
-    def update_state(self, *args, **kwargs):
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def result(self):
+    def result(self) -> dict[str, Any]:
         return {}

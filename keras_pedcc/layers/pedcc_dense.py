@@ -1,16 +1,21 @@
 """The head whose class centroids are predefined and frozen."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.common import Array, ArrayLike, Shape, Tensor
 from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.common.internals import let_tapes_watch
 from keras_pedcc.common.vectors import with_fixed_mean
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
 from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
+from keras_pedcc.scores.choice import Choice
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -93,19 +98,20 @@ class PEDCCDense(CosineDense):
 
     _frozen = True  # until the constructor says more
     _blockwise_from = BLOCKWISE_FROM
+    _source: Any  # a method of `generate_pedcc`, "saved", or an array
 
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         *,
-        seed=0,
-        centroids=None,
-        return_features=True,
-        return_norm=False,
-        scores=None,
-        keep_mean=None,
-        **kwargs,
-    ):
+        seed: int = 0,
+        centroids: str | ArrayLike | None = None,
+        return_features: bool = True,
+        return_norm: bool = False,
+        scores: Choice | None = None,
+        keep_mean: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         trained = kwargs.get("trainable", False)
         frozen = kwargs.pop("frozen", None)
         fine_tuned = kwargs.pop("fine_tuned", False)
@@ -129,28 +135,28 @@ class PEDCCDense(CosineDense):
         self._restoring = False
 
     @property
-    def frozen(self):
+    def frozen(self) -> bool:
         """Whether the centroids are held fixed. Settable; see the class."""
         return self._frozen
 
     @frozen.setter
-    def frozen(self, value):
+    def frozen(self, value: bool) -> None:
         self._frozen = bool(value)
         # True where it was `FinetuneCallback` that unfroze them.
         self.fine_tuned = False
         self._hand_down()
 
     @property
-    def trainable(self):
+    def trainable(self) -> bool:
         """Whether the centroids are trained: Keras' flag, unless they are frozen."""
         return super().trainable and not self._frozen
 
     @trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
         self._hand_down()
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in ("trainable", "frozen"):
             # On TensorFlow, Keras leaves out to set what an attribute reads as already:
             # `trainable = False` on frozen centroids would not reach the setter.
@@ -158,26 +164,26 @@ class PEDCCDense(CosineDense):
         else:
             super().__setattr__(name, value)
 
-    def _hand_down(self):
+    def _hand_down(self) -> None:
         if self.built:
             self.centroids.trainable = self.trainable
             if self.trainable:
                 let_tapes_watch(self.centroids)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
         mark_centroids(self.centroids)
         if not isinstance(self._source, str):
             self._source = "saved"
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: dict[str, Any]) -> None:
         # The weights come from the file: nothing is generated for them.
         self._restoring = True
         super().build_from_config(config)
         self._restoring = False
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["kernel_initializer"]
         config["trainable"] = super().trainable
@@ -188,7 +194,7 @@ class PEDCCDense(CosineDense):
         config["centroids"] = self._source if isinstance(self._source, str) else "saved"
         return config
 
-    def _centroids_for(self, training):
+    def _centroids_for(self, training: bool | None) -> Tensor:
         values = ops.convert_to_tensor(self.centroids)
         if not self.trainable:
             return ops.stop_gradient(values)
@@ -196,7 +202,7 @@ class PEDCCDense(CosineDense):
             return with_fixed_mean(ops.cast(values, float_dtype(self)))
         return values
 
-    def _initializer(self, dim):
+    def _initializer(self, dim: int) -> keras.initializers.Initializer:
         if self._restoring:
             # Processes compare what each places, and NaN equals nothing. The cosines
             # to infinity are NaN, too.
@@ -221,7 +227,7 @@ class PEDCCDense(CosineDense):
             )
         return _Made(self, lambda shape, dtype: ops.convert_to_tensor(given, dtype))
 
-    def _generated(self, shape, dtype):
+    def _generated(self, shape: Shape, dtype: str | None) -> Tensor:
         # Short from the start: a long copy beside it may be most of the memory.
         made = dtype if dtype in DTYPES else "float32"
         centroids = generate_pedcc(
@@ -237,17 +243,21 @@ class _Made(keras.initializers.Initializer):
     are large, with the whole array as a constant of the program.
     """
 
-    def __init__(self, head, make):
+    def __init__(
+        self, head: CosineDense, make: Callable[[Shape, str | None], Tensor]
+    ) -> None:
         self.head, self.make = head, make
 
-    def __call__(self, shape, dtype=None, layout=None):
+    def __call__(
+        self, shape: Shape, dtype: str | None = None, layout: Any = None
+    ) -> Tensor:
         made = self.make(shape, dtype)
         if layout is None:
             return made
         return self.head._layout.spread(made, self.head._layout.axes)
 
 
-def _check_keep_mean(keep_mean, scores):
+def _check_keep_mean(keep_mean: bool, scores: Any) -> bool:
     if keep_mean and scores != "dense" and scores.sample_rate is not None:
         raise ValueError(
             "`keep_mean` moves all centroids at each step, `Sampled` those of a few "
@@ -257,7 +267,9 @@ def _check_keep_mean(keep_mean, scores):
     return bool(keep_mean)
 
 
-def _check_source(centroids, num_classes, dtype):
+def _check_source(
+    centroids: str | ArrayLike | None, num_classes: int, dtype: str
+) -> str | Array:
     if centroids is None:
         return "auto"
     if isinstance(centroids, str):

@@ -1,8 +1,11 @@
 """The head of L-Softmax: weights that keep their length."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.vectors import lengths
 from keras_pedcc.layers.cosine_dense import CosineDense
 
@@ -45,7 +48,13 @@ class ProductDense(CosineDense):
     Networks", 2016, eq. 1.
     """
 
-    def __init__(self, num_classes, *, kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             num_classes,
             return_norm=True,
@@ -53,13 +62,13 @@ class ProductDense(CosineDense):
             **kwargs,
         )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> dict[str, Tensor]:
         outputs = super().call(inputs, training=training)
         weights = lengths(ops.convert_to_tensor(self.centroids))
         norm = ops.expand_dims(outputs["norm"], 1) * weights
         return {**outputs, "logits": norm * outputs["logits"], "norm": norm}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["return_features"], config["return_norm"], config["scores"]
         return config

@@ -1,14 +1,19 @@
 """AM-Softmax: a margin on the cosine."""
 
+from typing import Any
+
 import keras
 
-from keras_pedcc.losses.arguments import check_cosine_margin, check_scale
+from keras_pedcc.common import ArrayLike, Tensor
+from keras_pedcc.losses.arguments import Margin, Scale, check_cosine_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.targets import margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
+def am_softmax_loss(
+    y_true: ArrayLike, y_pred: Outputs, *, scale: float = 15.0, margin: Margin = 0.5
+) -> Tensor:
     """Additive-margin softmax loss (CosFace) of each sample, eq. 8.
 
     `L = -log(e^{s (cos_y - m)} / (e^{s (cos_y - m)} + sum_{j != y} e^{s cos_j}))`,
@@ -53,7 +58,9 @@ def am_softmax_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     return _am_softmax(y_true, y_pred, scale, margin)
 
 
-def _am_softmax(y_true, y_pred, scale, margin):
+def _am_softmax(
+    y_true: ArrayLike, y_pred: Outputs, scale: float, margin: Margin
+) -> Tensor:
     scores, target, valid = prepare(y_true, y_pred)
     margin = margin_of(margin, scores, target)
     return scores.additive_entropy(target, valid, scale, margin)
@@ -86,20 +93,20 @@ class AMSoftmaxLoss(MarginLoss):
 
     def __init__(
         self,
-        scale=15.0,
-        margin=0.5,
+        scale: Scale = 15.0,
+        margin: Margin = 0.5,
         *,
-        reduction="sum_over_batch_size",
-        name="am_softmax_loss",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "am_softmax_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
 
-    def check_margin(self, margin):
+    def check_margin(self, margin: Margin) -> None:
         check_cosine_margin(margin)
 
-    def lowered(self, margin):
+    def lowered(self, margin: float) -> float:
         return 1 - margin
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         return _am_softmax(y_true, y_pred, *self.constants(y_pred))

@@ -1,21 +1,25 @@
 """ArcFace: a margin on the angle."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import nan_unless
-from keras_pedcc.losses.arguments import check_margin, check_scale
+from keras_pedcc.losses.arguments import Margin, Scale, check_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.targets import margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
+def arcface_loss(
+    y_true: ArrayLike, y_pred: Outputs, *, scale: float = 15.0, margin: Margin = 0.5
+) -> Tensor:
     """Additive-angular-margin softmax loss (ArcFace) of each sample.
 
     `L = -log(e^{s psi(theta_y)} / (e^{s psi(theta_y)} + sum_{j != y} e^{s cos_j}))`,
@@ -62,7 +66,9 @@ def arcface_loss(y_true, y_pred, *, scale=15.0, margin=0.5):
     return _arcface(y_true, y_pred, scale, margin)
 
 
-def _arcface(y_true, y_pred, scale, margin):
+def _arcface(
+    y_true: ArrayLike, y_pred: Outputs, scale: float, margin: Margin
+) -> Tensor:
     scores, target, valid = prepare(y_true, y_pred)
     angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
     loss = scores.entropy(target, lambda cosines: _turned(cosines, angle), scale)
@@ -98,39 +104,39 @@ class ArcFaceLoss(MarginLoss):
 
     def __init__(
         self,
-        scale=15.0,
-        margin=0.5,
+        scale: Scale = 15.0,
+        margin: Margin = 0.5,
         *,
-        reduction="sum_over_batch_size",
-        name="arcface_loss",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "arcface_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
 
-    def check_margin(self, margin):
+    def check_margin(self, margin: Margin) -> None:
         check_margin(margin, math.pi, _ANGLES)
 
-    def lowered(self, margin):
+    def lowered(self, margin: float) -> float:
         return math.cos(margin)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         return _arcface(y_true, y_pred, *self.constants(y_pred))
 
 
-def _turned(cosines, margin):
+def _turned(cosines: Tensor, margin: Tensor) -> Tensor:
     """`psi` of `arcface_loss`: the cosine of an angle larger by `margin`."""
     margin = ops.stop_gradient(margin)
     return with_gradient(_turn, _turn_slope)(cosines, ops.cos(margin), ops.sin(margin))
 
 
-def _turn(cosines, cos_m, sin_m):
+def _turn(cosines: Tensor, cos_m: Tensor, sin_m: Tensor) -> tuple[Tensor, Tensors]:
     # Near 1 the difference of squares keeps the digits that 1 - cos^2 loses.
     sine = ops.sqrt(ops.relu((1 - cosines) * (1 + cosines)))
     turned = cosines * cos_m - sine * sin_m
     return ops.where(cosines >= -cos_m, turned, cosines + (cos_m - 1)), ()
 
 
-def _turn_slope(tensors, residuals, upstream):
+def _turn_slope(tensors: Tensors, residuals: Tensors, upstream: Tensor) -> Tensors:
     cosines, cos_m, sin_m = tensors
     sine = ops.sqrt(ops.maximum((1 - cosines) * (1 + cosines), 1e-6))
     # For margins next to pi, it would be below 0 where the sine is cut off.

@@ -2,22 +2,31 @@
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.losses.arguments import check_dtype, is_sequence, plain_margin
+from keras_pedcc.common import ArrayLike, Tensor
+from keras_pedcc.losses.arguments import (
+    Margin,
+    Scale,
+    check_dtype,
+    is_sequence,
+    plain_margin,
+)
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
-from keras_pedcc.losses.targets import logits_of
+from keras_pedcc.losses.targets import Outputs, logits_of
 from keras_pedcc.scores.protocol import Scores
 
 # Of the model whose loss is computed, in this thread: replicas have one each.
-_SHARE = contextvars.ContextVar("share of the margin")
+_SHARE: contextvars.ContextVar[Any] = contextvars.ContextVar("share of the margin")
 
 
 @contextlib.contextmanager
-def margin_share(share):
+def margin_share(share: keras.Variable | None) -> Iterator[None]:
     """Gives the losses computed inside this share of their margin, `None` for all.
 
     One loss may be that of several models: inside, what it carries does not count.
@@ -40,21 +49,37 @@ class MarginLoss(keras.losses.Loss):
         dtype: `"float32"` or `"float64"`.
     """
 
-    weights_inside = False  # whether `call` takes the sample weights
+    margin_share: keras.Variable | None
+    _largest: Any  # float, that of the class with the largest margin
+    _constant: Any  # float, or tensor with one for each class
+    _scales: dict[tuple[int | None, Scale], float]
 
-    def __init__(self, scale, margin, *, reduction, name, dtype):
+    def __init__(
+        self,
+        scale: Scale,
+        margin: Margin,
+        *,
+        reduction: str | None,
+        name: str,
+        dtype: str,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.scale = check_scale_or_auto(scale)
         self.margin = margin
         self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
     @property
-    def margin(self):
+    def weights_inside(self) -> bool:
+        """Whether `call` takes the sample weights."""
+        return False
+
+    @property
+    def margin(self) -> float | list[float]:
         """The margin as a float, or as a list of one for each class. Settable."""
         return self._margin
 
     @margin.setter
-    def margin(self, margin):
+    def margin(self, margin: Margin) -> None:
         self.check_margin(margin)
         self._margin = self._largest = self._constant = plain_margin(margin)
         if is_sequence(self._margin):
@@ -63,7 +88,9 @@ class MarginLoss(keras.losses.Loss):
             self._constant = ops.convert_to_tensor(np.array(self._margin, self.dtype))
         self._scales = {}  # by the number of classes
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
+    ) -> Tensor:
         logits = logits_of(y_pred)
         held = not isinstance(logits, Scores)
         y_pred = ops.convert_to_tensor(logits) if held else logits.features
@@ -73,19 +100,19 @@ class MarginLoss(keras.losses.Loss):
             return super().__call__(y_true, y_pred, sample_weight)
         return _OfScores(self, logits)(y_true, y_pred, sample_weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
         return {**super().get_config(), **own}
 
-    def check_margin(self, margin):
+    def check_margin(self, margin: Margin) -> None:
         """Raises unless the margin is in range."""
         raise NotImplementedError
 
-    def lowered(self, margin):
+    def lowered(self, margin: float) -> float:
         """The cosine of a class on its centroid, less its margin."""
         raise NotImplementedError
 
-    def constants(self, logits):
+    def constants(self, logits: Tensor) -> tuple[float, float | Tensor]:
         """Scale and margin for these logits."""
         number = logits.shape[1] if len(logits.shape) == 2 else None
         key = number, self.scale
@@ -101,11 +128,11 @@ class MarginLoss(keras.losses.Loss):
 class _OfScores(keras.losses.Loss):
     """Reduces a loss of `Scores`, of which Keras could make no tensor."""
 
-    def __init__(self, loss, scores):
+    def __init__(self, loss: MarginLoss, scores: Scores) -> None:
         super().__init__(loss.name, loss.reduction, loss.dtype)
         self.loss, self.scores = loss, scores
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         if isinstance(y_pred, tuple):
             return self.loss.call(y_true, (self.scores, *y_pred[1:]))
         return self.loss.call(y_true, self.scores)

@@ -1,17 +1,27 @@
 """Center loss: softmax cross entropy and the distance to a moving class centre."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.replicas import number_of_replicas, sum_over_replicas
 from keras_pedcc.common.vectors import filled, nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
-from keras_pedcc.losses.targets import prepare
+from keras_pedcc.losses.targets import Outputs, prepare
+from keras_pedcc.scores.protocol import Scores
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def center_loss(y_true, y_pred, *, center_weight=0.003, sample_weight=None):
+def center_loss(
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    *,
+    center_weight: float = 0.003,
+    sample_weight: ArrayLike | None = None,
+) -> Tensor:
     """Center loss as a vector whose mean over the batch is the loss.
 
     `L = mean_i(-log softmax(l_i)_y) + lambda/2 mean_i |x_i - c_y|^2`, with l the
@@ -97,12 +107,12 @@ class CenterLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        center_weight=0.003,
+        center_weight: float = 0.003,
         *,
-        reduction="sum_over_batch_size",
-        name="center_loss",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "center_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         check_range("center_weight", center_weight, 0.0, float("inf"))
         if reduction not in ("sum_over_batch_size", "mean"):
@@ -113,24 +123,26 @@ class CenterLoss(keras.losses.Loss):
             )
         self.center_weight = float(center_weight)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
+    ) -> Tensor:
         if sample_weight is None:
             return super().__call__(y_true, y_pred)
         # The weights belong into the counts of the classes, too.
         return super().__call__(y_true, (y_pred, sample_weight))
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
         return center_loss(
             y_true, y_pred, center_weight=self.center_weight, sample_weight=weight
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"center_weight": self.center_weight, "dtype": self.dtype}
         return {**super().get_config(), **own}
 
 
-def _squared(inputs, centers, target):
+def _squared(inputs: Tensor, centers: Tensor, target: Tensor) -> Tensor:
     """`sum_j t_j |x_i - c_j|^2`, shape `(batch,)`, from the own centres alone."""
     if len(target.shape) == 1:
         own = ops.take(centers, target, axis=0)
@@ -140,7 +152,9 @@ def _squared(inputs, centers, target):
     return length - 2 * along + ops.matmul(target, ops.sum(ops.square(centers), axis=1))
 
 
-def _center_step(inputs, centers, target, weights):
+def _center_step(
+    inputs: Tensor, centers: Tensor, target: Tensor, weights: Tensor
+) -> Tensor:
     """A vector of zeros whose mean has the published step as its gradient."""
     if len(target.shape) == 1:
         counts = ops.segment_sum(weights, target, num_segments=centers.shape[0])
@@ -156,7 +170,7 @@ def _center_step(inputs, centers, target, weights):
     return ops.cast(number, weights.dtype) * (pull - ops.stop_gradient(pull))
 
 
-def _inputs_and_centers(y_pred, scores):
+def _inputs_and_centers(y_pred: Outputs, scores: Scores) -> tuple[Tensor, Tensor]:
     names = ("features", "norm", "centers")
     if not isinstance(y_pred, dict) or not set(names) <= set(y_pred):
         keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"

@@ -1,15 +1,18 @@
 """The multi-class hinge loss."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.vectors import nan_unless, one_hot
 from keras_pedcc.losses.arguments import check_dtype, check_range
-from keras_pedcc.losses.targets import logits_of, prepare
+from keras_pedcc.losses.targets import Outputs, logits_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def hinge_loss(y_true, y_pred, *, margin=1.0):
+def hinge_loss(y_true: ArrayLike, y_pred: Outputs, *, margin: float = 1.0) -> Tensor:
     """Multi-class hinge loss of each sample, in the form of Crammer and Singer.
 
     `L = max(0, m + max_{j != y} l_j - l_y)`, with m = `margin` and l the logits.
@@ -41,6 +44,7 @@ def hinge_loss(y_true, y_pred, *, margin=1.0):
     Kernel-based Vector Machines", 2001.
     """
     check_range("margin", margin, 0.0, float("inf"), open_below=True)
+    scores: Any  # `DenseScores`
     scores, target, valid = prepare(y_true, y_pred)
     if len(target.shape) == 1:
         target = one_hot(target, scores.shape[1], scores.dtype)
@@ -73,22 +77,24 @@ class HingeLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        margin=1.0,
+        margin: float = 1.0,
         *,
-        reduction="sum_over_batch_size",
-        name="hinge_loss",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "hinge_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         check_range("margin", margin, 0.0, float("inf"), open_below=True)
         self.margin = float(margin)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
+    ) -> Tensor:
         return super().__call__(y_true, logits_of(y_pred), sample_weight)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         return hinge_loss(y_true, y_pred, margin=self.margin)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"margin": self.margin, "dtype": self.dtype}
         return {**super().get_config(), **own}

@@ -2,19 +2,28 @@
 
 import math
 import numbers
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
-from keras_pedcc.losses.targets import prepare
+from keras_pedcc.losses.targets import Outputs, prepare
 from keras_pedcc.scores.dense import DenseScores
+from keras_pedcc.scores.protocol import Lower, Scores
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def a_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
+def a_softmax_loss(
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    *,
+    margin: int = 4,
+    annealing: float | Tensor = 0.0,
+) -> Tensor:
     """Angular softmax loss (SphereFace) of each sample.
 
     `L = -log(e^{f_y} / (e^{f_y} + sum_{j != y} e^{|x| cos_j}))`, with
@@ -57,7 +66,13 @@ def a_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def l_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
+def l_softmax_loss(
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    *,
+    margin: int = 4,
+    annealing: float | Tensor = 0.0,
+) -> Tensor:
     """Large-margin softmax loss of each sample.
 
     `L = -log(e^{f_y} / (e^{f_y} + sum_{j != y} e^{|w_j||x| cos_j}))`, with
@@ -89,6 +104,7 @@ def l_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     Reference: Liu et al., "Large-Margin Softmax Loss for Convolutional Neural
     Networks", 2016, eqs. 4 to 6.
     """
+    scores: Any  # `DenseScores`
     scores, target, valid = prepare(y_true, y_pred)
     norm = _norm_of(y_pred, (None, scores.shape[1]), scores)
     lower = _lowering(margin, annealing, scores)
@@ -96,7 +112,14 @@ def l_softmax_loss(y_true, y_pred, *, margin=4, annealing=0.0):
     return nan_unless(valid, cosines.entropy(target, lower, norm))
 
 
-def annealing_lambda(iterations, *, base=1000.0, gamma=0.12, power=1.0, least=5.0):
+def annealing_lambda(
+    iterations: ArrayLike,
+    *,
+    base: float = 1000.0,
+    gamma: float = 0.12,
+    power: float = 1.0,
+    least: float = 5.0,
+) -> Tensor:
     """The weight of the plain softmax in A- and L-Softmax as training goes on.
 
     `lambda = max(least, base * (1 + gamma * iterations)^-power)`. The defaults are
@@ -167,26 +190,26 @@ class ASoftmaxLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        margin=4,
+        margin: int = 4,
         *,
-        annealing_base=1000.0,
-        annealing_gamma=0.12,
-        annealing_power=1.0,
-        annealing_least=5.0,
-        reduction="sum_over_batch_size",
-        name="a_softmax_loss",
-        dtype="float32",
-    ):
+        annealing_base: float = 1000.0,
+        annealing_gamma: float = 0.12,
+        annealing_power: float = 1.0,
+        annealing_least: float = 5.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "a_softmax_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.margin = _check_multiple(margin)
         constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
         _keep_annealing(self, *constants)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         annealing = _annealing_of(self, y_pred)
         return a_softmax_loss(y_true, y_pred, margin=self.margin, annealing=annealing)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **_config_of(self)}
 
 
@@ -223,30 +246,30 @@ class LSoftmaxLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        margin=4,
+        margin: int = 4,
         *,
-        annealing_base=1000.0,
-        annealing_gamma=2.5e-5,
-        annealing_power=35.0,
-        annealing_least=0.0,
-        reduction="sum_over_batch_size",
-        name="l_softmax_loss",
-        dtype="float32",
-    ):
+        annealing_base: float = 1000.0,
+        annealing_gamma: float = 2.5e-5,
+        annealing_power: float = 35.0,
+        annealing_least: float = 0.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "l_softmax_loss",
+        dtype: str = "float32",
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.margin = _check_multiple(margin)
         constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
         _keep_annealing(self, *constants)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         annealing = _annealing_of(self, y_pred)
         return l_softmax_loss(y_true, y_pred, margin=self.margin, annealing=annealing)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **_config_of(self)}
 
 
-def _lowering(margin, annealing, scores):
+def _lowering(margin: int, annealing: float | Tensor, scores: Scores) -> Lower:
     """`cos -> (lambda cos + psi) / (1 + lambda)`, with checked constants."""
     multiple = _check_multiple(margin)
     if not is_tensor(annealing):
@@ -257,7 +280,7 @@ def _lowering(margin, annealing, scores):
     return lambda cos: (weight * cos + _multiplied(cos, multiple)) / (1 + weight)
 
 
-def _multiplied(cosines, multiple):
+def _multiplied(cosines: Tensor, multiple: int) -> Tensor:
     """`psi` of `a_softmax_loss`, with cos(m theta) as a polynomial in cos(theta)."""
     before, polynomial = ops.ones_like(cosines), cosines
     sign, turns = ops.ones_like(cosines), ops.zeros_like(cosines)
@@ -268,7 +291,7 @@ def _multiplied(cosines, multiple):
     return sign * polynomial - 2 * turns
 
 
-def _norm_of(y_pred, shape, scores):
+def _norm_of(y_pred: Outputs, shape: tuple[int | None, ...], scores: Scores) -> Tensor:
     if not isinstance(y_pred, dict) or "norm" not in y_pred:
         keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
         raise ValueError(
@@ -287,7 +310,7 @@ def _norm_of(y_pred, shape, scores):
     return norm
 
 
-def _check_multiple(margin):
+def _check_multiple(margin: Any) -> int:
     """Returns `margin` as an int, or raises a `ValueError`."""
     if not is_number(margin) or margin not in range(1, 9):
         raise ValueError(
@@ -298,13 +321,15 @@ def _check_multiple(margin):
     return int(margin)
 
 
-def _check_annealing(base, gamma, power, least, prefix=""):
+def _check_annealing(
+    base: float, gamma: float, power: float, least: float, prefix: str = ""
+) -> None:
     constants = {"base": base, "gamma": gamma, "power": power, "least": least}
     for name, value in constants.items():
         check_range(prefix + name, value, 0.0, float("inf"))
 
 
-def _check_steps(iterations):
+def _check_steps(iterations: ArrayLike) -> None:
     known = isinstance(iterations, numbers.Real | np.ndarray | list | tuple)
     if known and not (np.asarray(iterations) >= 0).all():
         raise ValueError(
@@ -313,13 +338,15 @@ def _check_steps(iterations):
         )
 
 
-def _keep_annealing(loss, base, gamma, power, least):
+def _keep_annealing(
+    loss: keras.losses.Loss, base: float, gamma: float, power: float, least: float
+) -> None:
     _check_annealing(base, gamma, power, least, "annealing_")
     loss.annealing_base, loss.annealing_gamma = float(base), float(gamma)
     loss.annealing_power, loss.annealing_least = float(power), float(least)
 
 
-def _annealing_of(loss, y_pred):
+def _annealing_of(loss: keras.losses.Loss, y_pred: Outputs) -> float | Tensor:
     """Lambda of each sample, from the steps the head has counted."""
     base, least = loss.annealing_base, loss.annealing_least
     if base <= least:
@@ -336,7 +363,7 @@ def _annealing_of(loss, y_pred):
     return annealing_lambda(steps, base=base, gamma=gamma, power=power, least=least)
 
 
-def _config_of(loss):
+def _config_of(loss: keras.losses.Loss) -> dict[str, Any]:
     names = ("base", "gamma", "power", "least")
     config = {f"annealing_{name}": getattr(loss, f"annealing_{name}") for name in names}
     return {"margin": loss.margin, "dtype": loss.dtype, **config}

@@ -1,11 +1,16 @@
 """PEDCC-Loss, eqs. 9 and 10, as functions and as a Keras loss."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.replicas import sum_over_replicas
 from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import (
+    Margin,
+    Scale,
     check_cosine_margin,
     check_range,
     check_scale,
@@ -13,11 +18,11 @@ from keras_pedcc.losses.arguments import (
     weighted,
 )
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.targets import margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-def centroid_distance(y_true, y_pred):
+def centroid_distance(y_true: ArrayLike, y_pred: Outputs) -> Tensor:
     """Half the squared distance of unit features to their centroid, eq. 9.
 
     `d = 1/2 |x - c_y|^2 = 1 - cos_y`, because x and c_y are unit vectors; for
@@ -40,15 +45,15 @@ def centroid_distance(y_true, y_pred):
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 def pedcc_loss(
-    y_true,
-    y_pred,
+    y_true: ArrayLike,
+    y_pred: Outputs,
     *,
-    scale=15.0,
-    margin=0.5,
-    mse_weight=10.0,
-    mse_root=1,
-    sample_weight=None,
-):
+    scale: float = 15.0,
+    margin: Margin = 0.5,
+    mse_weight: float = 10.0,
+    mse_root: int = 1,
+    sample_weight: ArrayLike | None = None,
+) -> Tensor:
     """PEDCC-Loss, eq. 10, as a vector whose mean over the batch is the loss.
 
     `L = mean_i(w_i L_AM,i) + lambda * mean_i(w_i d_i)^(1/n)`, with `L_AM` of eq. 8
@@ -90,7 +95,15 @@ def pedcc_loss(
     return _pedcc(y_true, y_pred, scale, margin, mse_weight, mse_root, sample_weight)
 
 
-def _pedcc(y_true, y_pred, scale, margin, mse_weight, mse_root, sample_weight):
+def _pedcc(
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    scale: float,
+    margin: Margin,
+    mse_weight: float,
+    mse_root: int,
+    sample_weight: ArrayLike | None,
+) -> Tensor:
     scores, target, valid = prepare(y_true, y_pred)
     margin = margin_of(margin, scores, target)
     # Without a root both terms are a sum over samples, and one pass gives both.
@@ -148,15 +161,15 @@ class PEDCCLoss(MarginLoss):
 
     def __init__(
         self,
-        scale=15.0,
-        margin=0.5,
-        mse_weight=10.0,
-        mse_root=1,
+        scale: Scale = 15.0,
+        margin: Margin = 0.5,
+        mse_weight: float = 10.0,
+        mse_root: int = 1,
         *,
-        reduction="sum_over_batch_size",
-        name="pedcc_loss",
-        dtype="float32",
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "pedcc_loss",
+        dtype: str = "float32",
+    ) -> None:
         check_constants(1.0, margin, mse_weight, mse_root)
         super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
         if mse_root > 1 and reduction not in ("sum_over_batch_size", "mean"):
@@ -169,28 +182,30 @@ class PEDCCLoss(MarginLoss):
         self.mse_root = int(mse_root)
 
     @property
-    def weights_inside(self):
+    def weights_inside(self) -> bool:
         # Under the root, where Keras would not put them.
         return self.mse_root > 1
 
-    def check_margin(self, margin):
+    def check_margin(self, margin: Margin) -> None:
         check_cosine_margin(margin)
 
-    def lowered(self, margin):
+    def lowered(self, margin: float) -> float:
         return 1 - margin
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
         constants = self.constants(y_pred)
         mse = self.mse_weight, self.mse_root
         return _pedcc(y_true, y_pred, *constants, *mse, weight)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"mse_weight": self.mse_weight, "mse_root": self.mse_root}
         return {**super().get_config(), **own}
 
 
-def check_constants(scale, margin, mse_weight, mse_root):
+def check_constants(
+    scale: float, margin: Margin, mse_weight: float, mse_root: int
+) -> None:
     """Raises a `ValueError` unless the constants of eq. 10 are in range."""
     check_scale(scale)
     check_cosine_margin(margin)
@@ -202,14 +217,14 @@ def check_constants(scale, margin, mse_weight, mse_root):
         )
 
 
-def _mean_over_replicas(values):
+def _mean_over_replicas(values: Tensor) -> Tensor:
     # Sum and count apart: a replica may hold none of the last batch.
     sums = ops.stack([ops.sum(values), ops.cast(ops.size(values), values.dtype)])
     sums = sum_over_replicas(sums)
     return sums[0] / ops.maximum(sums[1], 1)
 
 
-def _root(mean, degree):
+def _root(mean: Tensor, degree: int) -> Tensor:
     """`mean ** (1 / degree)`, with gradient 0 where the mean is 0."""
     positive = ops.where(mean <= 0, ops.ones_like(mean), mean)
     root = positive ** (1 / degree)

@@ -2,19 +2,24 @@
 
 import math
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.losses.arguments import (
+    Scale,
     check_cosine_margin,
     check_margin,
     check_scale,
 )
 
+if TYPE_CHECKING:
+    from keras_pedcc.losses.base import MarginLoss
+
 # What "auto" lets the loss reach: about what the paper's s = 15 does for 100 classes.
 AUTO_FLOOR = 0.05
 
 
-def loss_floor(num_classes, *, scale=15.0, margin=0.5):
+def loss_floor(num_classes: int, *, scale: float = 15.0, margin: float = 0.5) -> float:
     """What eq. 8 is at the end, every sample on its centroid of a regular simplex.
 
     `log(1 + (C - 1) exp(-s (1 - m + 1 / (C - 1))))`, with C = `num_classes`, s =
@@ -44,7 +49,7 @@ def loss_floor(num_classes, *, scale=15.0, margin=0.5):
     return _floor(num_classes, scale, 1 - margin)
 
 
-def auto_scale(num_classes, *, margin=0.5):
+def auto_scale(num_classes: int, *, margin: float = 0.5) -> float:
     """The scale at which eq. 8 can fall to 0.05, see `loss_floor`.
 
     `s = log((C - 1) / (e^0.05 - 1)) / (1 - m + 1 / (C - 1))`, with C = `num_classes`
@@ -74,15 +79,15 @@ def auto_scale(num_classes, *, margin=0.5):
     return _scale(num_classes, 1 - margin)
 
 
-def check_scale_or_auto(scale):
+def check_scale_or_auto(scale: Any) -> Scale:
     """Returns a scale as a float, or the word "auto"; or raises a `ValueError`."""
     if isinstance(scale, str) and scale == "auto":
-        return scale
+        return "auto"
     check_scale(scale)
     return float(scale)
 
 
-def scale_of(loss, number, margin):
+def scale_of(loss: "MarginLoss", number: int | None, margin: float) -> float:
     """The scale of a loss for logits; warns where it is too small to learn.
 
     Args:
@@ -106,13 +111,13 @@ def scale_of(loss, number, margin):
     return loss.scale
 
 
-def _floor(num_classes, scale, own):
+def _floor(num_classes: int, scale: float, own: float) -> float:
     others = num_classes - 1
     exponent = math.log(others) - scale * (own + 1 / others)
     return exponent if exponent > 100 else math.log1p(math.exp(exponent))
 
 
-def _scale(num_classes, own):
+def _scale(num_classes: int, own: float) -> float:
     others = num_classes - 1
     gap = own + 1 / others
     if gap <= 0:

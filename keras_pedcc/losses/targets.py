@@ -1,15 +1,21 @@
 """Labels and scores as a loss gets them: one form for all."""
 
 import numbers
+from typing import Any, TypeAlias
 
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import narrow_labels
+from keras_pedcc.losses.arguments import Margin
 from keras_pedcc.scores.dense import DenseScores
 from keras_pedcc.scores.protocol import Scores
 
+# What a head returns, or its logits alone.
+Outputs: TypeAlias = dict[str, Any] | ArrayLike
 
-def prepare(y_true, y_pred):
+
+def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]:
     """Returns the `Scores`, the target, and which samples have a valid one.
 
     The target is the class index, shape `(batch,)`, clipped to the valid range; or
@@ -32,13 +38,13 @@ def prepare(y_true, y_pred):
     return scores, index, ops.equal(ops.cast(index, labels.dtype), labels)
 
 
-def scores_of(y_pred):
+def scores_of(y_pred: Outputs) -> Scores:
     """The `Scores` of what a head returns, of logits, or of `CosineDense.for_loss`."""
     logits = logits_of(y_pred)
     return logits if isinstance(logits, Scores) else DenseScores(logits)
 
 
-def _refuse_soft_labels(scores):
+def _refuse_soft_labels(scores: Scores) -> None:
     if not scores.takes_soft_labels:
         raise ValueError(
             "A head with scores by blocks needs class indices as labels, shape "
@@ -47,7 +53,7 @@ def _refuse_soft_labels(scores):
         )
 
 
-def margin_of(margin, scores, target):
+def margin_of(margin: Margin, scores: Scores, target: Tensor) -> float | Tensor:
     """The margin in the shape in which it is subtracted, or added to an angle.
 
     One margin for all classes: a number, or a tensor of shape `()`. One per class:
@@ -70,7 +76,7 @@ def margin_of(margin, scores, target):
     return ops.expand_dims(ops.take(margin, target), 1)
 
 
-def logits_of(y_pred):
+def logits_of(y_pred: Outputs) -> Any:
     """The logits of what a head returns: a dict, or the logits alone."""
     if not isinstance(y_pred, dict):
         return y_pred
@@ -82,7 +88,7 @@ def logits_of(y_pred):
     return y_pred["logits"]
 
 
-def _check_shapes(labels, logits):
+def _check_shapes(labels: Tensor, logits: Scores) -> None:
     if len(logits.shape) != 2 or logits.shape[1] is None or logits.shape[1] < 2:
         raise ValueError(
             "The logits must have shape (batch, num_classes), with num_classes at "

@@ -1,16 +1,22 @@
 """Cosines to very many classes, by blocks of classes, never held whole."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
-from keras_pedcc.scores.protocol import Scores
+from keras_pedcc.scores.protocol import Lower, Scores
+from keras_pedcc.scores.sharding import ClassLayout
 
 BLOCK_SIZE = 4096
 # Heads compute by blocks by default from this many classes: below, slower.
 BLOCKWISE_FROM = 100_000
+Start: TypeAlias = int | Tensor  # of a block; inside a loop, a tensor
 
 
 class BlockwiseScores(Scores):
@@ -29,17 +35,20 @@ class BlockwiseScores(Scores):
             device goes over the blocks of its own classes.
     """
 
+    parts: int  # that the centroids are cut into
+    layout: Any  # `ClassLayout` or `None`
+
     def __init__(
         self,
-        features,
-        centroids,
+        features: Tensor,
+        centroids: Tensor,
         *,
-        trained,
-        block_size,
-        training=True,
-        ranked=False,
-        layout=None,
-    ):
+        trained: bool,
+        block_size: int,
+        training: bool = True,
+        ranked: bool = False,
+        layout: ClassLayout | None = None,
+    ) -> None:
         self.features = features
         if layout is not None:
             self.features = layout.for_all_classes(features)
@@ -53,11 +62,13 @@ class BlockwiseScores(Scores):
         self.shape = (features.shape[0], centroids.shape[0])
         self.dtype = keras.backend.standardize_dtype(features.dtype)
 
-    def own(self, index):
+    def own(self, index: Tensor) -> Tensor:
         rows = ops.cast(ops.take(self.centroids, index, axis=0), self.dtype)
         return ops.sum(self.features * unit_vectors(rows), axis=1)
 
-    def _entropy(self, index, own, lower, scale):
+    def _entropy(
+        self, index: Tensor, own: Tensor, lower: Lower, scale: float
+    ) -> Tensor:
         others = _others(self, index, scale, ops.stop_gradient(own))
         # With its graph, it would hold this object in a circle through PyTorch.
         self.rank = ops.stop_gradient(others[1])
@@ -65,11 +76,13 @@ class BlockwiseScores(Scores):
         return ops.softplus(others[0] - scale * lowered)
 
     @property
-    def tensors(self):
+    def tensors(self) -> Tensors:
         """What the centroids consist of."""
         return (self.centroids,)
 
-    def over_others(self, scaled, bar, index, centroids):
+    def over_others(
+        self, scaled: Tensor, bar: Tensor, index: Tensor, centroids: Tensor
+    ) -> Tensors:
         """Over the other classes, with z the `scaled` features times unit centroids c:
 
         the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z
@@ -88,7 +101,9 @@ class BlockwiseScores(Scores):
         return top, total, pull, ops.sum(nearer, axis=0)
 
 
-def _others(logits, index, scale, own):
+def _others(
+    logits: BlockwiseScores, index: Tensor, scale: float, own: Tensor
+) -> Tensor:
     """Log-sum-exp of `scale * cos` over the other classes, and how many are as near.
 
     One pass over the centroids: beside the running sum of the exponentials runs that
@@ -99,7 +114,9 @@ def _others(logits, index, scale, own):
         Tensor of shape `(2, batch)`; the second row has no gradient.
     """
 
-    def value(features, index, own, *centroids):
+    def value(
+        features: Tensor, index: Tensor, own: Tensor, *centroids: Tensor
+    ) -> tuple[Tensor, Tensors]:
         scaled, bar = scale * features, scale * own[:, None]
         top, total, pull, nearer = logits.over_others(scaled, bar, index, *centroids)
         if not logits.ranked:  # one at least, or none
@@ -107,7 +124,7 @@ def _others(logits, index, scale, own):
         outputs = ops.stack([top + ops.log(total), nearer])[:, :, 0]
         return outputs, (top, total, pull)
 
-    def slopes(tensors, residuals, upstream):
+    def slopes(tensors: Tensors, residuals: Tensors, upstream: Tensor) -> Tensors:
         if not logits.training:
             raise ValueError(
                 "A loss with scores by blocks has a gradient in training only. "
@@ -117,22 +134,28 @@ def _others(logits, index, scale, own):
         features, index, _, *centroids = tensors
         top, total, pull = residuals
         rate = upstream[0][:, None] / total
-        found = [None] * len(centroids)
+        found: list[Tensor | None] = [None] * len(centroids)
         if logits.trained:
             scaled = scale * features
-            found = [_centroid_slopes(logits, scaled, *centroids, index, top, rate)]
+            found = [_centroid_slopes(logits, scaled, centroids[0], index, top, rate)]
         return (scale * rate * pull, None, None, *found)
 
     return with_gradient(value, slopes)(logits.features, index, own, *logits.tensors)
 
 
-def _pass_of_part(logits, scaled, bar, centroids, index):
+def _pass_of_part(
+    logits: BlockwiseScores,
+    scaled: Tensor,
+    bar: Tensor,
+    centroids: Tensor,
+    index: Tensor,
+) -> Tensors:
     nothing = ops.zeros_like(scaled[:, :1])
     # Below any z: the length of a row is the scale.
     lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
     state = (lowest, nothing, ops.zeros_like(scaled), nothing)
 
-    def add(start, size, state):
+    def add(start: Start, size: int, state: Tensors) -> Tensors:
         top, total, pull, nearer = state
         rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
         higher = ops.maximum(top, ops.max(scores, axis=1, keepdims=True))
@@ -148,7 +171,7 @@ def _pass_of_part(logits, scaled, bar, centroids, index):
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
 
 
-def not_below(scores, bar):
+def not_below(scores: Tensor, bar: Tensor) -> Tensor:
     """1.0 where a score is at or above the bar, or one of them is NaN, else 0.0.
 
     TensorFlow turns "not below" into "at or above", which NaN never is.
@@ -156,7 +179,14 @@ def not_below(scores, bar):
     return 1 - ops.cast(scores < bar, scores.dtype)
 
 
-def _centroid_slopes(logits, scaled, centroids, index, top, rate):
+def _centroid_slopes(
+    logits: BlockwiseScores,
+    scaled: Tensor,
+    centroids: Tensor,
+    index: Tensor,
+    top: Tensor,
+    rate: Tensor,
+) -> Tensor:
     """Gradient with respect to the centroids, shape `(num_classes, dim)`."""
     if logits.parts == 1:
         return _slopes_of_part(logits, scaled, centroids, index, top, rate)
@@ -168,8 +198,15 @@ def _centroid_slopes(logits, scaled, centroids, index, top, rate):
     return ops.reshape(slopes, centroids.shape)
 
 
-def _slopes_of_part(logits, scaled, centroids, index, top, rate):
-    def slopes(start, size):
+def _slopes_of_part(
+    logits: BlockwiseScores,
+    scaled: Tensor,
+    centroids: Tensor,
+    index: Tensor,
+    top: Tensor,
+    rate: Tensor,
+) -> Tensor:
+    def slopes(start: Start, size: int) -> Tensor:
         rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
         inverse = ops.transpose(inverse)
         units = rows * inverse
@@ -182,7 +219,14 @@ def _slopes_of_part(logits, scaled, centroids, index, top, rate):
     return ops.cast(parts, centroids.dtype)
 
 
-def _block(logits, scaled, centroids, index, start, size):
+def _block(
+    logits: BlockwiseScores,
+    scaled: Tensor,
+    centroids: Tensor,
+    index: Tensor,
+    start: Start,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centroids of a block, one over their lengths as a row, and their scores,
 
     minus infinity for the own class.
@@ -203,7 +247,7 @@ def _block(logits, scaled, centroids, index, start, size):
     return rows, inverse, ops.scatter_update(scores, where, there)
 
 
-def cast_rows(centroids, start, size, dtype):
+def cast_rows(centroids: Tensor, start: Start, size: int, dtype: Any) -> Tensor:
     """`rows_from(centroids, start, size)` in another dtype, one block at a time."""
     if keras.backend.backend() == "jax" and centroids.dtype != dtype:
         import jax
@@ -214,14 +258,19 @@ def cast_rows(centroids, start, size, dtype):
     return ops.cast(rows_from(centroids, start, size), dtype)
 
 
-def rows_from(matrix, start, size):
+def rows_from(matrix: Tensor, start: Start, size: int) -> Tensor:
     """`size` rows of a matrix, with `start` an int or, inside a loop, a tensor."""
     if isinstance(start, int):  # on PyTorch `ops.slice` would read it off the device
         return matrix[start : start + size]
     return ops.slice(matrix, (start, 0), (size, matrix.shape[1]))
 
 
-def _over_blocks(step, state, number, size):
+def _over_blocks(
+    step: Callable[[Start, int, Tensors], Tensors],
+    state: Tensors,
+    number: int,
+    size: int,
+) -> Tensors:
     """`step(start, size, state)` for each block of `number` rows, the last shorter."""
     whole, rest = divmod(number, size)
     if whole == 1:
@@ -233,7 +282,9 @@ def _over_blocks(step, state, number, size):
     return step(whole * size, rest, state) if rest else state
 
 
-def _of_blocks(function, number, size):
+def _of_blocks(
+    function: Callable[[Start, int], Tensor], number: int, size: int
+) -> Tensor:
     """The rows that `function(start, size)` gives for each block, one after another."""
     whole, rest = divmod(number, size)
     if keras.backend.backend() == "torch":

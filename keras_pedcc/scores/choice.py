@@ -1,5 +1,7 @@
 """How a head gives a loss its scores: what its argument `scores` may be."""
 
+from typing import Any, Self, TypeAlias
+
 import keras
 
 from keras_pedcc.common.checks import check_positive, check_whole
@@ -28,29 +30,29 @@ class Blockwise:
     ['features']
     """
 
-    sample_rate = None
+    sample_rate: float | None = None
 
-    def __init__(self, block_size=BLOCK_SIZE):
+    def __init__(self, block_size: int = BLOCK_SIZE) -> None:
         check_whole(1, block_size=block_size)
         self.block_size = int(block_size)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The arguments, as a dict."""
         return {"block_size": self.block_size}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Makes the object again from `get_config`."""
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({arguments})"
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.get_config() == self.get_config()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(repr(self))
 
 
@@ -82,16 +84,19 @@ class Sampled(Blockwise):
     Machine", 2021.
     """
 
-    def __init__(self, sample_rate, block_size=BLOCK_SIZE):
+    def __init__(self, sample_rate: float, block_size: int = BLOCK_SIZE) -> None:
         super().__init__(block_size)
         check_positive(1, sample_rate=sample_rate)
         self.sample_rate = float(sample_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"sample_rate": self.sample_rate, **super().get_config()}
 
 
-def check_scores(scores):
+Choice: TypeAlias = str | Blockwise | dict[str, Any]  # a dict in a config
+
+
+def check_scores(scores: Choice) -> str | Blockwise:
     """Returns "dense", a `Blockwise` or a `Sampled`, or raises a `ValueError`."""
     if isinstance(scores, dict):  # of a config
         scores = keras.saving.deserialize_keras_object(scores)

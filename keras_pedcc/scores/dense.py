@@ -2,14 +2,16 @@
 
 import math
 import numbers
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import ArrayLike, Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, nan_unless
-from keras_pedcc.scores.protocol import Scores
+from keras_pedcc.scores.protocol import Lower, Scores
 
 
 class DenseScores(Scores):
@@ -25,7 +27,7 @@ class DenseScores(Scores):
 
     takes_soft_labels = True
 
-    def __init__(self, values):
+    def __init__(self, values: ArrayLike) -> None:
         values = ops.convert_to_tensor(values)
         if keras.backend.standardize_dtype(values.dtype) != "float64":
             values = ops.cast(values, "float32")
@@ -33,17 +35,19 @@ class DenseScores(Scores):
         self.shape = values.shape
         self.dtype = keras.backend.standardize_dtype(values.dtype)
 
-    def own(self, target):
+    def own(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
             return ops.sum(target * self.values, axis=1)
         return ops.take_along_axis(self.values, target[:, None], axis=1)[:, 0]
 
-    def distance(self, target):
+    def distance(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
             return ops.sum(target * (1 - self.values), axis=1)
         return super().distance(target)
 
-    def entropy(self, target, lower, scale=1.0):
+    def entropy(
+        self, target: Tensor, lower: Lower, scale: float | Tensor = 1.0
+    ) -> Tensor:
         values = self.values
         if len(target.shape) == 2:
             lowered = values + target * (lower(values) - values)
@@ -54,7 +58,14 @@ class DenseScores(Scores):
         others = filled(scale * values, itself, -np.inf)
         return _entropy(_own_scale(scale, index) * own, others)
 
-    def additive_entropy(self, target, valid, scale, margin, mse_weight=0.0):
+    def additive_entropy(
+        self,
+        target: Tensor,
+        valid: Tensor,
+        scale: float,
+        margin: float | Tensor,
+        mse_weight: float = 0.0,
+    ) -> Tensor:
         if len(target.shape) == 1:
             return _additive_entropy(
                 self.values, target, valid, scale, margin, mse_weight
@@ -63,7 +74,7 @@ class DenseScores(Scores):
         return nan_unless(valid, loss + mse_weight * self.distance(target))
 
 
-def _soft_entropy(scores, target):
+def _soft_entropy(scores: Tensor, target: Tensor) -> Tensor:
     """`logsumexp(z) - sum_j t_j z_j = log(sum_j exp(z_j - sum_k t_k z_k))`.
 
     The entry of the largest target is kept apart: for one-hot labels it is
@@ -80,7 +91,7 @@ def _soft_entropy(scores, target):
     return top[:, 0] + ops.log1p(ops.sum(terms, axis=1))
 
 
-def _entropy(own, others):
+def _entropy(own: Tensor, others: Tensor) -> Tensor:
     """`log(1 + sum_j exp(others_j - own))`, exp kept in range by the largest."""
     exponent = others - own
     top = ops.stop_gradient(ops.relu(ops.max(exponent, axis=1, keepdims=True)))
@@ -88,12 +99,19 @@ def _entropy(own, others):
     return (top + ops.log1p(ops.expm1(-top) + total))[:, 0]
 
 
-def _own_scale(scale, index):
+def _own_scale(scale: Any, index: Tensor) -> Any:
     per_class = len(getattr(scale, "shape", ())) == 2 and scale.shape[1] != 1
     return ops.take_along_axis(scale, index, axis=1) if per_class else scale
 
 
-def _additive_entropy(logits, index, valid, scale, margin, mse_weight):
+def _additive_entropy(
+    logits: Tensor,
+    index: Tensor,
+    valid: Tensor,
+    scale: float,
+    margin: float | Tensor,
+    mse_weight: float,
+) -> Tensor:
     """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
 
     With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
@@ -102,14 +120,16 @@ def _additive_entropy(logits, index, valid, scale, margin, mse_weight):
     """
     powers_of = _plain_powers if _in_range(scale, margin, logits) else _safe_powers
 
-    def loss(logits, at, valid, margin=margin):
+    def loss(
+        logits: Tensor, at: Tensor, valid: Tensor, margin: float | Tensor = margin
+    ) -> tuple[Tensor, Tensors]:
         own = ops.take_along_axis(logits, at[:, 1:], axis=1)
         own = nan_unless(ops.expand_dims(valid, 1), own)
         others = ops.scatter_update(logits, at, -np.inf * ops.ones_like(own[:, 0]))
         value, *powers = powers_of(others, own - margin, scale)
-        return (value + mse_weight * (1 - own))[:, 0], powers
+        return (value + mse_weight * (1 - own))[:, 0], tuple(powers)
 
-    def slopes(tensors, residuals, upstream):
+    def slopes(tensors: Tensors, residuals: Tensors, upstream: Tensor) -> Tensors:
         powers, inverse, total = residuals
         upstream = ops.expand_dims(upstream, 1)
         rate = scale * upstream * inverse
@@ -124,13 +144,13 @@ def _additive_entropy(logits, index, valid, scale, margin, mse_weight):
     return with_gradient(loss, slopes)(*tensors)
 
 
-def _in_range(scale, margin, logits):
+def _in_range(scale: float, margin: Any, logits: Tensor) -> bool:
     """Whether no `exp(s cos_j)`, and no sum of `exp(u_j)`, leaves float32."""
     margin = margin if isinstance(margin, numbers.Real) else 2.0
     return scale * (2 + margin) + math.log(logits.shape[1]) < 85
 
 
-def _plain_powers(others, lowered, scale):
+def _plain_powers(others: Tensor, lowered: Tensor, scale: float) -> Tensors:
     """The loss, `e_j = exp(s cos_j)`, `1 / (e_own + sum_j e_j)`, and `sum_j e_j`."""
     powers = ops.exp(scale * others)
     total = ops.sum(powers, axis=1, keepdims=True)
@@ -138,7 +158,7 @@ def _plain_powers(others, lowered, scale):
     return ops.log1p(total / own), powers, 1 / (own + total), total
 
 
-def _safe_powers(others, lowered, scale):
+def _safe_powers(others: Tensor, lowered: Tensor, scale: float) -> Tensors:
     """The same, with `e` divided by `exp(s max(cos_j, lowered))`, to stay in range."""
     nearest = ops.max(others, axis=1, keepdims=True)
     top = ops.relu(scale * (nearest - lowered))

@@ -5,8 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.centroids.kerdock import KerdockCentroids
+from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.vectors import filled
-from keras_pedcc.scores.blockwise import BlockwiseScores, not_below, rows_from
+from keras_pedcc.scores.blockwise import BlockwiseScores, Start, not_below, rows_from
 
 
 class KerdockScores(BlockwiseScores):
@@ -25,7 +26,15 @@ class KerdockScores(BlockwiseScores):
         training, ranked: As of `BlockwiseScores`.
     """
 
-    def __init__(self, features, centroids, *, block_size, training, ranked):
+    def __init__(
+        self,
+        features: Tensor,
+        centroids: KerdockCentroids,
+        *,
+        block_size: int,
+        training: bool,
+        ranked: bool,
+    ) -> None:
         self.shape = (features.shape[0], centroids.shape[0])
         self.dtype = keras.backend.standardize_dtype(features.dtype)
         self.features = centroids.coordinates(features)
@@ -36,15 +45,17 @@ class KerdockScores(BlockwiseScores):
         self.training = training
         self.ranked = ranked
 
-    def own(self, index):
+    def own(self, index: Tensor) -> Tensor:
         vectors = ops.cast(self.centroids.vectors(index), self.dtype)
         return ops.sum(self.features * vectors, axis=1)
 
     @property
-    def tensors(self):
+    def tensors(self) -> Tensors:
         return self.centroids.signs, self.centroids.columns, self.centroids.flips
 
-    def over_others(self, scaled, bar, index, *parts):
+    def over_others(
+        self, scaled: Tensor, bar: Tensor, index: Tensor, *parts: Tensor
+    ) -> Tensors:
         # With the batch as columns, which the transform is faster for.
         centroids = KerdockCentroids(*self.centroids.shape, *parts)
         x, bar = ops.transpose(scaled), ops.transpose(bar)
@@ -54,7 +65,7 @@ class KerdockScores(BlockwiseScores):
         size = -(-self.block_size // (2 * d))
         blocks = (self.shape[1] // (2 * d) - 1) // size
 
-        def add(block, state):
+        def add(block: Tensor, state: Tensors) -> Tensors:
             part = rows_from(signs, block * size, size)
             return self._add(state, x, bar, index, part, d * (1 + block * size))
 
@@ -63,9 +74,11 @@ class KerdockScores(BlockwiseScores):
         rest = signs[blocks * size :]
         if rest.shape[0]:
             state = self._add(state, x, bar, index, rest, d * (1 + blocks * size))
-        return [ops.transpose(each) for each in state]
+        return tuple(ops.transpose(each) for each in state)
 
-    def _of_negative(self, centroids, x, bar, index):
+    def _of_negative(
+        self, centroids: KerdockCentroids, x: Tensor, bar: Tensor, index: Tensor
+    ) -> Tensors:
         """Largest z, sums and count of the negative of the own class, if it is one."""
         there = ops.cast(index | 1 < self.shape[1], x.dtype)[None]
         vector = ops.transpose(ops.cast(centroids.vectors(index), x.dtype))
@@ -74,7 +87,15 @@ class KerdockScores(BlockwiseScores):
         nearer = there * not_below(-bar, bar)
         return -there * score, there, -there * vector, nearer
 
-    def _add(self, state, x, bar, index, signs, first):
+    def _add(
+        self,
+        state: Tensors,
+        x: Tensor,
+        bar: Tensor,
+        index: Tensor,
+        signs: Tensor | None,
+        first: Start,
+    ) -> Tensors:
         """The state with the vectors of some bases, pairs from `first` on."""
         top, total, pull, nearer = state
         scores = x if signs is None else self.centroids.products(signs, x)
@@ -102,7 +123,7 @@ class KerdockScores(BlockwiseScores):
             nearer = nearer + near - inside * not_below(ops.zeros_like(bar), bar)
         return higher, total, pull, nearer
 
-    def _classes(self, scores, first):
+    def _classes(self, scores: Tensor, first: Start) -> tuple[Tensor, Tensor]:
         """Scores of centroids and of their negatives, -inf for those of no class."""
         if isinstance(first, int) and 2 * (first + scores.shape[0]) > self.shape[1]:
             number = 2 * (first + ops.arange(scores.shape[0])[:, None])
@@ -111,7 +132,7 @@ class KerdockScores(BlockwiseScores):
         return scores, -scores
 
 
-def _without(scores, at, instead):
+def _without(scores: Tensor, at: Tensor, instead: Tensor) -> tuple[Tensor, Tensor]:
     """`scores`, with an entry of `instead` in row `at` of each column that has the row.
 
     Returns:

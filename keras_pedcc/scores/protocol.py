@@ -1,6 +1,12 @@
 """What a loss asks of the cosines of a batch, however they are computed."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+from keras_pedcc.common import Shape, Tensor
 from keras_pedcc.common.vectors import nan_unless
+
+Lower: TypeAlias = Callable[[Tensor], Tensor]  # takes a margin off cosines
 
 
 class Scores:
@@ -22,18 +28,22 @@ class Scores:
             an entropy was computed; `None` where the cosines tell it themselves.
     """
 
+    shape: Shape
+    dtype: str
     takes_soft_labels = False
-    rank = None
+    rank: Tensor | None = None
 
-    def own(self, target):
+    def own(self, target: Tensor) -> Tensor:
         """Cosine to the own class, shape `(batch,)`."""
         raise NotImplementedError
 
-    def distance(self, target):
+    def distance(self, target: Tensor) -> Tensor:
         """Eq. 9, `1 - cos_y`, shape `(batch,)`."""
         return 1 - self.own(target)
 
-    def entropy(self, target, lower, scale=1.0):
+    def entropy(
+        self, target: Tensor, lower: Lower, scale: float | Tensor = 1.0
+    ) -> Tensor:
         """`log(1 + sum_{j != y} exp(s_j cos_j - s_y lower(cos_y)))`, shape `(batch,)`.
 
         For soft labels t class j gets the share t_j of the lowering:
@@ -48,7 +58,14 @@ class Scores:
         """
         return self._entropy(target, self.own(target), lower, scale)
 
-    def additive_entropy(self, target, valid, scale, margin, mse_weight=0.0):
+    def additive_entropy(
+        self,
+        target: Tensor,
+        valid: Tensor,
+        scale: float,
+        margin: float | Tensor,
+        mse_weight: float = 0.0,
+    ) -> Tensor:
         """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`; NaN where not valid.
 
         Args:
@@ -63,6 +80,8 @@ class Scores:
         loss = self._entropy(target, own, lambda cos: cos - margin, scale)
         return nan_unless(valid, loss + mse_weight * (1 - own))
 
-    def _entropy(self, target, own, lower, scale):
+    def _entropy(
+        self, target: Tensor, own: Tensor, lower: Lower, scale: float | Tensor
+    ) -> Tensor:
         """`entropy`, given the cosines to the own classes."""
         raise NotImplementedError

@@ -4,12 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import filled, unit_vectors
 from keras_pedcc.scores.blockwise import BlockwiseScores, not_below
+from keras_pedcc.scores.protocol import Lower
 
 
-def number_of_samples(num_classes, rate):
+def number_of_samples(num_classes: int, rate: float) -> int:
     """How many classes a step draws beside those of its batch, at least 1."""
     return min(max(1, round(rate * num_classes)), num_classes - 1)
 
@@ -46,12 +48,22 @@ class SampledScores(BlockwiseScores):
     Machine", 2021. The weights are not taken from there.
     """
 
-    def __init__(self, features, centroids, *, trained, number, seed):
+    def __init__(
+        self,
+        features: Tensor,
+        centroids: Tensor,
+        *,
+        trained: bool,
+        number: int,
+        seed: keras.random.SeedGenerator,
+    ) -> None:
         super().__init__(features, centroids, trained=trained, block_size=number)
         self.number = number
         self.seed = seed
 
-    def _entropy(self, index, own, lower, scale):
+    def _entropy(
+        self, index: Tensor, own: Tensor, lower: Lower, scale: float
+    ) -> Tensor:
         """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`.
 
         With w_j the weights of `drawn_classes`. `rank` is that among the classes of
@@ -73,7 +85,9 @@ class SampledScores(BlockwiseScores):
         return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered)
 
 
-def drawn_classes(index, num_classes, number, seed):
+def drawn_classes(
+    index: Tensor, num_classes: int, number: int, seed: keras.random.SeedGenerator | int
+) -> tuple[Tensor, Tensor]:
     """The classes of a batch, then `number` of the others; logarithms of their weights.
 
     A class of the batch has the weight 1, its repetitions 0. A drawn one has
@@ -107,12 +121,12 @@ def drawn_classes(index, num_classes, number, seed):
     return classes, ops.concatenate(log_weights)
 
 
-def _before(ordered):
+def _before(ordered: Tensor) -> Tensor:
     """The entry before each, -1 before the first."""
     return ops.pad(ordered, [[1, 0]], constant_values=-1)[:-1]
 
 
-def _places(others, bits):
+def _places(others: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
     """Different numbers below `others`, and which of them there are.
 
     `range(others)`, turned around by a random number, is cut into as many parts as

@@ -4,14 +4,21 @@ import keras
 from keras import ops
 
 from keras_pedcc.centroids.kerdock import KerdockCentroids
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import inverse_lengths, unit_vectors
 from keras_pedcc.scores.blockwise import BLOCK_SIZE, cast_rows
-from keras_pedcc.scores.sharding import class_layout
+from keras_pedcc.scores.sharding import ClassLayout, class_layout
 
 
-def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
+def nearest_classes(
+    features: ArrayLike,
+    centroids: ArrayLike | keras.Variable | KerdockCentroids,
+    k: int = 1,
+    *,
+    block_size: int = BLOCK_SIZE,
+) -> tuple[Tensor, Tensor]:
     """The `k` classes of largest cosine for each feature, by blocks of classes.
 
     Memory beside the arguments is `batch * (block_size + k)` cosines and indices. If
@@ -42,8 +49,9 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
     [7, 8]
     """
     check_whole(1, k=k, block_size=block_size)
-    is_weight = isinstance(centroids, keras.Variable)
-    layout = class_layout(centroids.path) if is_weight else None
+    layout = None
+    if isinstance(centroids, keras.Variable):
+        layout = class_layout(centroids.path)
     features = ops.convert_to_tensor(features)
     if not isinstance(centroids, KerdockCentroids):
         centroids = ops.convert_to_tensor(centroids)
@@ -57,7 +65,9 @@ def nearest_classes(features, centroids, k=1, *, block_size=BLOCK_SIZE):
         return _best_of_parts(layout, features, centroids, k, block_size)
 
 
-def _best(features, centroids, k, block_size):
+def _best(
+    features: Tensor, centroids: Tensor | KerdockCentroids, k: int, block_size: int
+) -> tuple[Tensor, Tensor]:
     number = centroids.shape[0]
     # First the largest possible block that cannot leave fewer than k behind.
     size = max(block_size, k)
@@ -71,20 +81,29 @@ def _best(features, centroids, k, block_size):
     return best
 
 
-def _best_of_parts(layout, features, centroids, k, block_size):
+def _best_of_parts(
+    layout: ClassLayout, features: Tensor, centroids: Tensor, k: int, block_size: int
+) -> tuple[Tensor, Tensor]:
     size = centroids.shape[0] // layout.parts
     cosines, classes = layout.on_parts(
         lambda rows: _best(features, rows, min(k, size), block_size), centroids
     )
     first = size * ops.arange(layout.parts, dtype="int32")
-    best = cosines, classes + first[:, None, None]
+    best = [cosines, classes + first[:, None, None]]
     # Few enough for every device to have them all.
     best = [layout.spread(each, (None, None, None)) for each in best]
     best = [ops.moveaxis(each, 0, 1) for each in best]
-    return _top(*(ops.reshape(each, (len(features), -1)) for each in best), k)
+    cosines, classes = (ops.reshape(each, (len(features), -1)) for each in best)
+    return _top(cosines, classes, k)
 
 
-def _best_of_block(features, centroids, start, size, k):
+def _best_of_block(
+    features: Tensor,
+    centroids: Tensor | KerdockCentroids,
+    start: int,
+    size: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
     if isinstance(centroids, KerdockCentroids):
         cosines = centroids.cosines(features, start, size)
     else:
@@ -94,18 +113,22 @@ def _best_of_block(features, centroids, start, size, k):
     return cosines, ops.cast(at, "int32") + start
 
 
-def _merged(best, block, k):
+def _merged(
+    best: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], k: int
+) -> tuple[Tensor, Tensor]:
     cosines = ops.concatenate([best[0], block[0]], axis=1)
     classes = ops.concatenate([best[1], block[1]], axis=1)
     return _top(cosines, classes, k)
 
 
-def _top(cosines, classes, k):
+def _top(cosines: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
     cosines, at = ops.top_k(cosines, k)
     return cosines, ops.take_along_axis(classes, ops.cast(at, "int32"), axis=1)
 
 
-def _check_search(features, centroids, k):
+def _check_search(
+    features: Tensor, centroids: Tensor | KerdockCentroids, k: int
+) -> None:
     fits = len(features.shape) == 2 and len(centroids.shape) == 2
     if not fits or features.shape[1] != centroids.shape[1]:
         raise ValueError(

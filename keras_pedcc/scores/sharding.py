@@ -1,12 +1,18 @@
 """Classes that are cut over devices by `keras.distribution`, on JAX."""
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import Shape, Tensor
 from keras_pedcc.common.checks import check_whole
 
 
-def class_parallel(replicas=None, *, devices=None):
+def class_parallel(
+    replicas: int | None = None, *, devices: Iterable[str] | None = None
+) -> keras.distribution.ModelParallel:
     """A distribution in which each device holds its share of the centroids.
 
     Device i of n holds rows `i * num_classes / n` up to `(i + 1) * num_classes / n` of
@@ -62,7 +68,8 @@ def class_parallel(replicas=None, *, devices=None):
             f"{replicas}, with {len(devices)} devices. Pass a divisor, or fewer "
             "`devices`."
         )
-    shape, names = (len(devices),), ("batch",)
+    shape: Shape = (len(devices),)
+    names: tuple[str, ...] = ("batch",)
     if replicas is not None:
         shape, names = (replicas, len(devices) // replicas), ("batch", "model")
     mesh = keras.distribution.DeviceMesh(shape, names, devices)
@@ -73,7 +80,7 @@ def class_parallel(replicas=None, *, devices=None):
     )
 
 
-def class_layout(path):
+def class_layout(path: str) -> "ClassLayout | None":
     """Returns the layout that the active distribution gives `path`.
 
     Returns:
@@ -98,35 +105,42 @@ class ClassLayout:
         batch_axis: Name of the mesh axis over which the batch is cut.
     """
 
-    def __init__(self, mesh, axes, batch_axis):
+    def __init__(
+        self,
+        mesh: keras.distribution.DeviceMesh,
+        axes: Sequence[str | None],
+        batch_axis: str | None,
+    ) -> None:
         self.mesh = mesh
         self.axes = tuple(axes)
         self.batch_axis = batch_axis
         at = self.axes[0]
         self.parts = 1 if at is None else mesh.shape[mesh.axis_names.index(at)]
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, ClassLayout) and self._key() == other._key()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self._key())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"by {self.axes} of mesh {dict(zip(*self._key()[1:3], strict=True))}"
 
-    def _key(self):
+    def _key(self) -> tuple[Any, ...]:
         names, shape = tuple(self.mesh.axis_names), tuple(self.mesh.shape)
         devices = tuple(self.mesh.devices.flat)
         return self.axes, names, shape, devices, self.batch_axis
 
-    def spread(self, tensor, axes=None):
+    def spread(
+        self, tensor: Tensor, axes: Sequence[str | None] | None = None
+    ) -> Tensor:
         """Cuts `tensor` over the devices; by default part i of it on part i of them."""
         if axes is None:
             axes = (self.axes[0], *[None] * (len(tensor.shape) - 1))
         layout = keras.distribution.TensorLayout(axes, self.mesh)
         return keras.distribution.distribute_tensor(tensor, layout)
 
-    def for_all_classes(self, features):
+    def for_all_classes(self, features: Tensor) -> Tensor:
         """`features`, on every device that needs them for its classes.
 
         One axis that cuts batch and classes gives a device some samples, and all for
@@ -136,7 +150,7 @@ class ClassLayout:
             return features
         return self.spread(features, [None] * len(features.shape))
 
-    def whole(self, variable):
+    def whole(self, variable: keras.Variable | Tensor) -> Tensor:
         """The value of a variable, in a form that can be read in every process.
 
         Those that hold a part of it must all call this.
@@ -146,7 +160,9 @@ class ClassLayout:
             return value
         return self.spread(value, [None] * len(value.shape))
 
-    def on_parts(self, function, centroids, *index):
+    def on_parts(
+        self, function: Callable[..., Any], centroids: Tensor, *index: Tensor
+    ) -> Any:
         """`function(rows, *index)` on each device with its part of the centroids.
 
         Args:
@@ -169,7 +185,7 @@ class ClassLayout:
         )
 
 
-def check_divisible(num_classes, layout):
+def check_divisible(num_classes: int, layout: ClassLayout | None) -> None:
     """Raises unless every device gets equally many classes."""
     if layout is not None and num_classes % layout.parts:
         most = -(-num_classes // layout.parts) * layout.parts
@@ -182,7 +198,7 @@ def check_divisible(num_classes, layout):
         )
 
 
-def check_layout(layer, built):
+def check_layout(layer: keras.layers.Layer, built: ClassLayout | None) -> None:
     """Raises if another distribution was set since the centroids were made.
 
     Args:

@@ -1,8 +1,12 @@
 """The loss and the metrics of a model whose head returns its features alone."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_pedcc.common import Tensor
 from keras_pedcc.losses.base import MarginLoss
 
 # By what Keras calls it: name, and among how many nearest classes it looks.
@@ -14,7 +18,7 @@ HITS = {
 }
 
 
-def check_blockwise_loss(loss):
+def check_blockwise_loss(loss: Any) -> None:
     """Raises a `ValueError` unless the loss takes `Scores` that hold no logits."""
     if loss is not None and not isinstance(loss, MarginLoss):
         raise ValueError(
@@ -24,7 +28,7 @@ def check_blockwise_loss(loss):
         )
 
 
-def split_metrics(metrics):
+def split_metrics(metrics: Any) -> tuple[list[Any], dict[str, Any] | None]:
     """The metrics of the logits as a list, and those of the features."""
     if metrics is not None and not isinstance(metrics, dict | list | tuple):
         metrics = [metrics]
@@ -46,7 +50,7 @@ class Hits:
         ranked: Whether they ask how many classes are nearer, not only whether one is.
     """
 
-    def __init__(self, metrics=()):
+    def __init__(self, metrics: Sequence[Any] = ()) -> None:
         found = [_hit_of(metric) for metric in metrics]
         if len(dict(found)) < len(found):
             raise ValueError(
@@ -58,17 +62,17 @@ class Hits:
         self._given = list(metrics)
         self.ranked = any(k > 1 for k in self._numbers)
 
-    def update(self, rank):
+    def update(self, rank: Tensor | None) -> None:
         """Counts a batch, given how many classes are nearer than the own one."""
         for mean, k in zip(self.means, self._numbers, strict=True):
             mean.update_state(ops.stop_gradient(rank) < k)
 
-    def get_config(self):
+    def get_config(self) -> Any:
         """The metrics as they were given, for `get_compile_config`."""
         return keras.saving.serialize_keras_object(self._given)
 
 
-def _hit_of(metric):
+def _hit_of(metric: Any) -> tuple[str, int]:
     if isinstance(metric, keras.metrics.SparseTopKCategoricalAccuracy):
         return metric.name, metric.k
     if isinstance(metric, keras.metrics.SparseCategoricalAccuracy):
@@ -82,7 +86,7 @@ def _hit_of(metric):
     )
 
 
-def refuse_weighted(of_logits):
+def refuse_weighted(of_logits: list[Any]) -> None:
     """Raises a `ValueError` if there are weighted metrics of the logits."""
     if of_logits:
         raise ValueError(
@@ -92,7 +96,7 @@ def refuse_weighted(of_logits):
         )
 
 
-def for_logits(metrics):
+def for_logits(metrics: Any) -> Any:
     """A plain list of metrics as those of the logits; anything else as it is."""
     if not metrics or not isinstance(metrics, list | tuple):
         return metrics

@@ -1,8 +1,12 @@
 """The loss of `PEDCCModel.compile`: what it may be, and what it is called with."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import keras
+
+from keras_pedcc.common import Tensor
 
 # What the loss is called with: the dict of the head, or the logits alone.
 _CLASSES = tuple(
@@ -36,7 +40,9 @@ class ComputedLoss(keras.losses.Loss):
     output with a label for each.
     """
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Any = None
+    ) -> Tensor:
         return y_pred
 
 
@@ -47,15 +53,15 @@ class FunctionLoss(keras.losses.Loss):
     an object, may be none that TensorFlow takes.
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[Any, Any], Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
         return self.function(y_true, y_pred)
 
 
-def check_one_loss(loss, loss_weights):
+def check_one_loss(loss: Any, loss_weights: Any) -> None:
     """Raises a `ValueError` unless there is one loss for all outputs together."""
     if loss_weights is not None:
         raise ValueError(
@@ -70,7 +76,7 @@ def check_one_loss(loss, loss_weights):
         )
 
 
-def resolve_loss(loss):
+def resolve_loss(loss: Any) -> Callable[[Any, Any, Any], Tensor] | None:
     """Returns `f(y, outputs, sample_weight)`, or `None` for no loss."""
     if loss is None:
         return None
@@ -87,13 +93,13 @@ def resolve_loss(loss):
     return lambda y, outputs, weight: resolved(y, outputs["logits"], weight)
 
 
-def _is_of_keras(loss):
+def _is_of_keras(loss: Any) -> bool:
     """Whether a loss is one of Keras, or of a subclass of one: it takes an array."""
     function = getattr(loss, "func", loss)  # of a functools.partial
     return isinstance(loss, _CLASSES) or any(function is f for f in _FUNCTIONS)
 
 
-def _takes_probabilities(loss):
+def _takes_probabilities(loss: Any) -> bool:
     if isinstance(loss, keras.losses.Loss):
         unscored = isinstance(loss, _OF_PROBABILITIES)
         # Keras 3.16 has it in the config alone.

@@ -3,9 +3,12 @@
 import inspect
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
+from keras_pedcc.common import Logs, Tensor
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
@@ -78,10 +81,15 @@ class PEDCCModel(keras.Model):
     ['accuracy', 'loss']
     """
 
-    def __init__(self, *args, **kwargs):
+    _loss_of_outputs: Any  # function that `compile` sets, or `None`
+    _for_loss: Any  # function, or `None`
+    _num_classes: int | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         functional = takes_graph(args, kwargs)
         if functional:
-            self.__class__ = functional_kind(type(self))
+            # mypy holds that a class has no hash.
+            self.__class__ = functional_kind(type(self))  # type: ignore[arg-type]
         super().__init__(*args, **kwargs)
         self.margin_share = MarginShare()
         self._hits = Hits()
@@ -92,13 +100,13 @@ class PEDCCModel(keras.Model):
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        **kwargs,
-    ):
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures training; arguments as in `keras.Model.compile`."""
         loss = loss() if inspect.isclass(loss) else loss
         check_one_loss(loss, loss_weights)
@@ -121,7 +129,7 @@ class PEDCCModel(keras.Model):
         )
         self.loss = loss
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()
         if config:
             config.pop("loss_weights", None)
@@ -135,14 +143,19 @@ class PEDCCModel(keras.Model):
                 config["weighted_metrics"] = config["weighted_metrics"]["logits"]
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Tensor:
         self._check_call(y, y_pred)
         if self._for_loss is None:
             self._for_loss = self._find_for_loss()
@@ -154,12 +167,14 @@ class PEDCCModel(keras.Model):
         # Keras adds the losses of layers, as each replica needs them.
         return super().compute_loss(x, loss, loss, training=training)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         self._check_outputs_of_call(y_pred)
         labels = dict.fromkeys(y_pred, y)
         return super().compute_metrics(x, labels, y_pred, sample_weight)
 
-    def _check_call(self, y, y_pred):
+    def _check_call(self, y: Any, y_pred: Any) -> None:
         if self._loss_of_outputs is None:
             raise ValueError(
                 "No loss to compute. Received: loss=None in `compile()`. Pass "
@@ -168,7 +183,7 @@ class PEDCCModel(keras.Model):
         _check_one_label(y)
         self._check_outputs_of_call(y_pred)
 
-    def _check_outputs_of_call(self, y_pred):
+    def _check_outputs_of_call(self, y_pred: Any) -> None:
         if self._streams:
             return
         if isinstance(y_pred, dict) and set(y_pred) == {"features"}:
@@ -187,10 +202,10 @@ class PEDCCModel(keras.Model):
             )
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *self._hits.means, *self.margin_share.metrics]
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
         # Keras prefixes the metrics of `compile` alone, where there are two outputs.
         others = results if self._streams else {m.name for m in self.metrics}
@@ -206,17 +221,17 @@ class PEDCCModel(keras.Model):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        *args,
-        **kwargs,
-    ):
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains the model; arguments as in `keras.Model.fit`."""
         callbacks = _with_nan_warning(callbacks)
         validation = (validation_split, self._checked_validation(validation_data))
@@ -229,34 +244,34 @@ class PEDCCModel(keras.Model):
         finally:
             self._give_full_margin()
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Returns loss and metrics; arguments as in `keras.Model.evaluate`."""
         x = self._checked(x, y)
         with kept_in_evaluate(self):
             return super().evaluate(x, y, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, *args, **kwargs):
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains on one batch; arguments as in `keras.Model.train_on_batch`."""
         return super().train_on_batch(self._checked(x, y), y, *args, **kwargs)
 
-    def test_on_batch(self, x, y=None, *args, **kwargs):
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluates one batch; arguments as in `keras.Model.test_on_batch`."""
         return super().test_on_batch(self._checked(x, y), y, *args, **kwargs)
 
-    def _give_full_margin(self):
+    def _give_full_margin(self) -> None:
         """What an interrupted `fit`, which ends no callback, leaves undone."""
         if self.margin_share.value is not None:
             self.margin_share.stop()
             rebuild_functions(self)
 
-    def _checked_validation(self, data):
+    def _checked_validation(self, data: Any) -> Any:
         if not isinstance(data, list | tuple):
             return self._checked(data, what="validation labels")
         if len(data) > 1:
             self._checked(data[0], data[1], "validation labels")
         return data
 
-    def _checked(self, x, y=None, what="labels"):
+    def _checked(self, x: Any, y: Any = None, what: str = "labels") -> Any:
         """Returns `x`, or what checks the labels in it; raises for those in `y`."""
         if self._num_classes is None:
             self._num_classes = _num_classes_of(self)
@@ -267,7 +282,7 @@ class PEDCCModel(keras.Model):
         check_own_labels(y, self._num_classes, what)
         return x
 
-    def _check_outputs(self):
+    def _check_outputs(self) -> int:
         """Returns the number of classes; raises unless a head has the outputs."""
         outputs = self.output
         if isinstance(outputs, dict) and {"features", "logits"} <= set(outputs):
@@ -283,14 +298,14 @@ class PEDCCModel(keras.Model):
             "`keras.Model`."
         )
 
-    def _find_for_loss(self):
+    def _find_for_loss(self) -> Callable[..., Any]:
         """The `for_loss` of the head that has one to call, or what hands on outputs."""
         if self._streams:
             return self._source_of_features().for_loss
         heads = [layer for layer in layers_of(self) if isinstance(layer, CenterDense)]
         return heads[0].for_loss if len(heads) == 1 else lambda outputs, *_: outputs
 
-    def _source_of_features(self):
+    def _source_of_features(self) -> Any:
         """The layer that the features come from, or `None`."""
         outputs = self.output if isinstance(self.output, dict) else {}
         keys = keras.tree.flatten({key: key for key in outputs})
@@ -302,11 +317,11 @@ class PEDCCModel(keras.Model):
 class _NaNWarning(keras.callbacks.Callback):
     """Names the causes of a loss of NaN, once, where a graph can only compute it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.warned = False
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         loss = (logs or {}).get("loss", 0.0)
         if loss == loss or self.warned:  # NaN alone differs from itself
             return
@@ -319,13 +334,13 @@ class _NaNWarning(keras.callbacks.Callback):
         )
 
 
-def _with_nan_warning(callbacks):
+def _with_nan_warning(callbacks: Any) -> Any:
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
     return [*keras.tree.flatten(callbacks or []), _NaNWarning()]
 
 
-def _check_number(num_classes):
+def _check_number(num_classes: int) -> int:
     """Raises a `ValueError` unless a label can name each of so many classes."""
     if num_classes > 2**24:
         raise ValueError(
@@ -336,7 +351,7 @@ def _check_number(num_classes):
     return num_classes
 
 
-def _check_one_label(y):
+def _check_one_label(y: Any) -> None:
     if y is None or isinstance(y, dict):
         raise ValueError(
             "There must be one array of labels, for all outputs together. "
@@ -344,7 +359,7 @@ def _check_one_label(y):
         )
 
 
-def _num_classes_of(model):
+def _num_classes_of(model: keras.Model) -> int | None:
     """Classes of the heads of a model, or `None` where there are none or they differ.
 
     A model with a `call` of its own has no outputs before it is called.
@@ -358,5 +373,5 @@ def _num_classes_of(model):
     return found.pop() if len(found) == 1 else None
 
 
-def _keys_of(outputs):
+def _keys_of(outputs: object) -> list[str] | str:
     return sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__

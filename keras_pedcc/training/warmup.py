@@ -1,7 +1,10 @@
 """A margin that grows in the first epochs of training."""
 
+from typing import Any
+
 import keras
 
+from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.cosine_dense import CosineDense
@@ -57,7 +60,9 @@ class MarginWarmup(keras.callbacks.Callback):
     2 1.0
     """
 
-    def __init__(self, epochs=10, start=0.0):
+    _holder: Any  # `MarginShare`
+
+    def __init__(self, epochs: int = 10, start: float = 0.0) -> None:
         super().__init__()
         check_whole(1, epochs=epochs)
         check_range("start", start, 0.0, 1.0)
@@ -66,16 +71,16 @@ class MarginWarmup(keras.callbacks.Callback):
         self._holder = MarginShare()
 
     @property
-    def share(self):
+    def share(self) -> float:
         return self._holder.share
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         holder = _holder_of(self.model)
         if holder is not None:
             holder.callback = self  # the last of several
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._check()
         self._holder, loss = _holder_of(self.model), self.model.loss
         # That of a `fit` around this one, and not of one interrupted before.
@@ -86,22 +91,22 @@ class MarginWarmup(keras.callbacks.Callback):
             rebuild_functions(self.model)
         self._carry(self._holder.value)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         grown = min(1.0, epoch / self.epochs)
         self._holder.set(self.start + (1 - self.start) * grown)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._holder.stop()
         self._carry(self._carried)
         with strategy_scope(self.model):
             rebuild_functions(self.model)
 
-    def _carry(self, share):
+    def _carry(self, share: keras.Variable | None) -> None:
         # A `PEDCCModel` hands its own share to its loss.
         if not isinstance(self.model, PEDCCModel):
             self.model.loss.margin_share = share
 
-    def _check(self):
+    def _check(self) -> None:
         if not hasattr(self.model.loss, "margin_share"):
             raise ValueError(
                 "`MarginWarmup` needs a loss with a margin that may be any number: "
@@ -123,7 +128,7 @@ class MarginWarmup(keras.callbacks.Callback):
             )
 
 
-def _holder_of(model):
+def _holder_of(model: keras.Model) -> MarginShare | None:
     """Where a model has the share of its margin, or `None`."""
     if isinstance(model, PEDCCModel):
         return model.margin_share
