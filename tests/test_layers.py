@@ -366,3 +366,11 @@ def test_head_refuses_inputs():
         PEDCCDense(3)(np.ones((2, 1)))
     with pytest.raises(ValueError, match="expected ndim=2, found ndim=3"):
         PEDCCDense(3)(np.ones((2, 3, 4)))
+
+
+def test_failed_restoring_leaves_no_head_of_nan():
+    head = PEDCCDense(3)
+    with pytest.raises((TypeError, ValueError)):
+        head.build_from_config({"input_shape": 5})
+    head.build((None, 4))
+    assert np.isfinite(numpy_of(head.centroids)).all()

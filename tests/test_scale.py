@@ -108,3 +108,9 @@ def test_scale_that_fits_is_not_warned_of():
 def test_arguments_out_of_range_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("function", [auto_scale, loss_floor])
+def test_one_margin_for_all_classes(function):
+    with pytest.raises(ValueError, match=r"`margin` must be a number.*\[0.1, 0.2\]"):
+        function(10, margin=[0.1, 0.2])

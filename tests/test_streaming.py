@@ -543,3 +543,24 @@ def test_config_says_whether_the_head_streams(many, monkeypatch):
     config = PEDCCDense(CLASSES).get_config()
     monkeypatch.undo()
     assert PEDCCDense.from_config(config).streams == many
+
+
+def test_losses_of_all_logits_tell_what_scores_they_need(case):
+    features, centroids, labels = case
+    z = streamed(features, centroids, 8)
+    for function in (losses.hinge_loss, keras_pedcc.HingeLoss()):
+        with pytest.raises(
+            ValueError, match=r'Received: BlockwiseScores.*scores="dense"'
+        ):
+            function(labels, z)
+
+
+def test_class_form_of_a_loss_takes_scores_in_a_loop_of_ones_own(case):
+    features, centroids, labels = case
+    head = PEDCCDense(CLASSES, centroids=centroids, scores=BLOCKS)
+    outputs = head.for_loss(head(features, training=True))
+    found = PEDCCLoss(mse_root=2)(labels, outputs, np.ones(BATCH))
+    expected = reference.pedcc(
+        labels, true_cosines(features, centroids), 15, 0.5, 10, 2
+    )
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)

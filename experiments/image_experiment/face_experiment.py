@@ -256,10 +256,10 @@ def verify(images, scores):
     if watched is not None:
         folds = face_data.fold_evenly(watched.same)
         held_out = keras_pedcc.verification_report(
-            scores["held_out"], watched.same, folds=folds
+            watched.same, scores["held_out"], folds=folds
         )
     folds = face_data.fold_evenly(test.same) if test.folds is None else test.folds
-    report = keras_pedcc.verification_report(scores["test"], test.same, folds=folds)
+    report = keras_pedcc.verification_report(test.same, scores["test"], folds=folds)
     if test.folds is not None:
         place = np.searchsorted(np.unique(folds), folds)
         thresholds = np.array(report["fold_thresholds"])[place]

@@ -119,7 +119,7 @@ def draw_roc(scores, same, path):
     """ROC of verification, one curve for each entry of `scores`."""
     figure, axis = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
     for (name, own), color in zip(scores.items(), (OWN, TRAINING, OTHER), strict=False):
-        far, tar, _ = keras_pedcc.roc_curve(own, same)
+        far, tar, _ = keras_pedcc.roc_curve(same, own)
         axis.plot(100 * far, 100 * tar, color=color, label=name)
     axis.plot([0, 100], [0, 100], color="0.8", lw=1, zorder=0)
     axis.set(

@@ -40,12 +40,11 @@ class PEDCCDense(CosineDense):
     Args:
         num_classes: int, at least 2.
         seed: int, at least 0. Draws the centroids: same seed, same centroids.
-        centroids: How they are made: a method of `keras_pedcc.generate_pedcc`, or
-            `None` for `"auto"`. Or an array of shape `(num_classes, dim)` to use
-            instead; its rows are divided by their length. An array is saved as the
-            weight and not in the config, where the word `"saved"` stands for it: a file
-            or JSON of the model brings the layer back (JSON with NaN until the weights
-            are loaded), `keras.models.clone_model` cannot and raises.
+        centroids: Method of `keras_pedcc.generate_pedcc`, `None` for `"auto"`, or an
+            array of shape `(num_classes, dim)`, whose rows are normalized. The config
+            stores an array as `"saved"`; its values are in the weight. A saved model
+            therefore loads (from JSON with NaN until its weights are loaded), but
+            `keras.models.clone_model` raises.
         return_features: bool. Whether to return the unit features beside the
             logits.
         return_norm: bool. Whether to return, beside the features, what A-Softmax
@@ -55,17 +54,14 @@ class PEDCCDense(CosineDense):
             `keras_pedcc.Blockwise` or `keras_pedcc.Sampled`, see `CosineDense`.
             Defaults to `"blockwise"` from 100,000 classes on, unless
             `return_features` or `return_norm` say otherwise, else to `"dense"`.
-        keep_mean: bool. Whether the mean of the centroids stays where it is while they
-            are trained: the mean over the classes is taken from their gradients, see
-            `with_fixed_mean`. Else eq. 9, the second part of `PEDCCLoss`, can
-            pull all centroids and features into one direction before anything is
-            learned. With it this was not seen where classes are about equally
-            frequent; frequent ones still gather where others are rare. It acts in
-            calls with `training=True`, exactly with float32 centroids and SGD,
-            momentum included, without clipping, and takes some memory of the size of
-            the centroids. Defaults to True if `trainable=True` is given here to a head
-            with dense scores; so not where centroids are trained late, as in the
-            paper. Not with `Sampled`.
+        keep_mean: bool. Whether training keeps the mean of the centroids fixed. The
+            layer then subtracts the mean over the classes from the gradients of the
+            centroids. Without it, eq. 9 can pull all centroids and features into one
+            direction. With strongly unbalanced classes, the frequent ones may still
+            cluster. It acts in calls with `training=True`, takes memory of the size of
+            the centroids, and is exact for float32 centroids and SGD without clipping.
+            Defaults to True with `trainable=True` and dense scores: not where
+            centroids are trained late, as in the paper. Not with `Sampled`.
         **kwargs: `name`, `dtype`, see `keras.layers.Layer`; `trainable=True` or
             `frozen=False` for centroids that are trained from the start. Defaults to
             frozen ones.
@@ -180,8 +176,10 @@ class PEDCCDense(CosineDense):
     def build_from_config(self, config: dict[str, Any]) -> None:
         # The weights come from the file: nothing is generated for them.
         self._restoring = True
-        super().build_from_config(config)
-        self._restoring = False
+        try:
+            super().build_from_config(config)
+        finally:
+            self._restoring = False
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -27,9 +27,10 @@ _SHARE: contextvars.ContextVar[Any] = contextvars.ContextVar("share of the margi
 
 @contextlib.contextmanager
 def margin_share(share: keras.Variable | None) -> Iterator[None]:
-    """Gives the losses computed inside this share of their margin, `None` for all.
+    """Sets the share of the margin for the losses computed inside the context.
 
-    One loss may be that of several models: inside, what it carries does not count.
+    `None` is the full margin. The share overrides `loss.margin_share`, because several
+    models may use one loss.
     """
     token = _SHARE.set(share)
     try:
@@ -93,7 +94,8 @@ class MarginLoss(keras.losses.Loss):
     ) -> Tensor:
         logits = logits_of(y_pred)
         held = not isinstance(logits, Scores)
-        y_pred = ops.convert_to_tensor(logits) if held else logits.features
+        # Of `Scores`, Keras could make no tensor: `_OfScores` leaves them out.
+        y_pred = ops.convert_to_tensor(logits if held else y_true)
         if self.weights_inside and sample_weight is not None:
             y_pred, sample_weight = (y_pred, sample_weight), None
         if held:
@@ -109,7 +111,7 @@ class MarginLoss(keras.losses.Loss):
         raise NotImplementedError
 
     def lowered(self, margin: float) -> float:
-        """The cosine of a class on its centroid, less its margin."""
+        """The score of a sample on its centroid, after the margin is applied."""
         raise NotImplementedError
 
     def constants(self, logits: Tensor) -> tuple[float, float | Tensor]:
@@ -126,7 +128,7 @@ class MarginLoss(keras.losses.Loss):
 
 
 class _OfScores(keras.losses.Loss):
-    """Reduces a loss of `Scores`, of which Keras could make no tensor."""
+    """A loss of `Scores`, whatever `y_pred` is, reduced as Keras does."""
 
     def __init__(self, loss: MarginLoss, scores: Scores) -> None:
         super().__init__(loss.name, loss.reduction, loss.dtype)

@@ -8,7 +8,7 @@ from keras import ops
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.vectors import nan_unless, one_hot
 from keras_pedcc.losses.arguments import check_dtype, check_range
-from keras_pedcc.losses.targets import Outputs, logits_of, prepare
+from keras_pedcc.losses.targets import Outputs, prepare, scores_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -44,11 +44,10 @@ def hinge_loss(y_true: ArrayLike, y_pred: Outputs, *, margin: float = 1.0) -> Te
     Kernel-based Vector Machines", 2001.
     """
     check_range("margin", margin, 0.0, float("inf"), open_below=True)
-    scores: Any  # `DenseScores`
     scores, target, valid = prepare(y_true, y_pred)
     if len(target.shape) == 1:
         target = one_hot(target, scores.shape[1], scores.dtype)
-    lowered = scores.values - margin * target
+    lowered = scores.logits - margin * target
     loss = ops.max(lowered, axis=1) - ops.sum(target * lowered, axis=1)
     return nan_unless(valid, loss)
 
@@ -90,7 +89,7 @@ class HingeLoss(keras.losses.Loss):
     def __call__(
         self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
     ) -> Tensor:
-        return super().__call__(y_true, logits_of(y_pred), sample_weight)
+        return super().__call__(y_true, scores_of(y_pred).logits, sample_weight)
 
     def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         return hinge_loss(y_true, y_pred, margin=self.margin)

@@ -104,11 +104,10 @@ def l_softmax_loss(
     Reference: Liu et al., "Large-Margin Softmax Loss for Convolutional Neural
     Networks", 2016, eqs. 4 to 6.
     """
-    scores: Any  # `DenseScores`
     scores, target, valid = prepare(y_true, y_pred)
     norm = _norm_of(y_pred, (None, scores.shape[1]), scores)
     lower = _lowering(margin, annealing, scores)
-    cosines = DenseScores(scores.values / norm)
+    cosines = DenseScores(scores.logits / norm)
     return nan_unless(valid, cosines.entropy(target, lower, norm))
 
 

@@ -58,9 +58,9 @@ def pedcc_loss(
 
     `L = mean_i(w_i L_AM,i) + lambda * mean_i(w_i d_i)^(1/n)`, with `L_AM` of eq. 8
     (`am_softmax_loss`), `d` of eq. 9 (`centroid_distance`), lambda = `mse_weight`,
-    n = `mse_root`, w = `sample_weight` and the means over the batch size. Where
-    the paper leaves it open whether eq. 9 is a sum or a mean over the batch, this
-    is the mean, and the root is taken of it.
+    n = `mse_root`, w = `sample_weight` and the means over the batch size. The
+    paper does not say whether eq. 9 is a sum or a mean over the batch; this function
+    takes the mean, then its root.
 
     For n = 1 entry i is `w_i (L_AM,i + lambda d_i)`. For n > 1 it is
     `w_i L_AM,i + lambda mean(w d)^(1/n)`: the second term is common to the batch.

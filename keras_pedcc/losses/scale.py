@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.losses.arguments import (
     Scale,
-    check_cosine_margin,
-    check_margin,
+    check_range,
     check_scale,
 )
 
@@ -45,7 +44,7 @@ def loss_floor(num_classes: int, *, scale: float = 15.0, margin: float = 0.5) ->
     """
     check_whole(2, num_classes=num_classes)
     check_scale(scale)
-    check_cosine_margin(margin)
+    check_range("margin", margin, 0.0, 2.0)
     return _floor(num_classes, scale, 1 - margin)
 
 
@@ -75,7 +74,8 @@ def auto_scale(num_classes: int, *, margin: float = 0.5) -> float:
     14.8
     """
     check_whole(2, num_classes=num_classes)
-    check_margin(margin, 1.0, ", so that some scale is large enough")
+    why = ", so that some scale is large enough"
+    check_range("margin", margin, 0.0, 1.0, why=why)
     return _scale(num_classes, 1 - margin)
 
 

@@ -83,10 +83,12 @@ class BlockwiseScores(Scores):
     def over_others(
         self, scaled: Tensor, bar: Tensor, index: Tensor, centroids: Tensor
     ) -> Tensors:
-        """Over the other classes, with z the `scaled` features times unit centroids c:
+        """The softmax sums of the scores `z_j = scaled . c_j` of the other classes.
 
-        the largest z, `sum_j exp(z_j - it)`, `sum_j exp(z_j - it) c_j`, and how many z
-        are not below the `bar`, shape `(batch, 1)`.
+        Returns:
+            The largest z, `sum_j exp(z_j - max)` and the number of z at or above
+            `bar`, of shape `(batch, 1)`; third of the four, of shape `(batch, dim)`,
+            `sum_j exp(z_j - max) c_j`.
         """
         if self.parts == 1:
             return _pass_of_part(self, scaled, bar, centroids, index)
@@ -106,9 +108,9 @@ def _others(
 ) -> Tensor:
     """Log-sum-exp of `scale * cos` over the other classes, and how many are as near.
 
-    One pass over the centroids: beside the running sum of the exponentials runs that
-    of the centroids they weigh, which is the gradient with respect to the features.
-    Centroids that are trained take a second pass, for theirs.
+    One pass over the centroids computes both. The same pass accumulates the
+    softmax-weighted sum of the centroids, which is the gradient with respect to the
+    features. Trained centroids need a second pass for their own gradient.
 
     Returns:
         Tensor of shape `(2, batch)`; the second row has no gradient.
@@ -227,9 +229,9 @@ def _block(
     start: Start,
     size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Centroids of a block, one over their lengths as a row, and their scores,
+    """The rows of a block, their inverse lengths, shape `(1, size)`, and the scores.
 
-    minus infinity for the own class.
+    The score of the own class is minus infinity.
     """
     rows = cast_rows(centroids, start, size, scaled.dtype)
     # A batch is smaller than `dim`, mostly: its scores are divided, not the rows.

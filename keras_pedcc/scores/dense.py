@@ -31,24 +31,28 @@ class DenseScores(Scores):
         values = ops.convert_to_tensor(values)
         if keras.backend.standardize_dtype(values.dtype) != "float64":
             values = ops.cast(values, "float32")
-        self.values = values
+        self._values = values
         self.shape = values.shape
         self.dtype = keras.backend.standardize_dtype(values.dtype)
 
+    @property
+    def logits(self) -> Tensor:
+        return self._values
+
     def own(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
-            return ops.sum(target * self.values, axis=1)
-        return ops.take_along_axis(self.values, target[:, None], axis=1)[:, 0]
+            return ops.sum(target * self._values, axis=1)
+        return ops.take_along_axis(self._values, target[:, None], axis=1)[:, 0]
 
     def distance(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
-            return ops.sum(target * (1 - self.values), axis=1)
+            return ops.sum(target * (1 - self._values), axis=1)
         return super().distance(target)
 
     def entropy(
         self, target: Tensor, lower: Lower, scale: float | Tensor = 1.0
     ) -> Tensor:
-        values = self.values
+        values = self._values
         if len(target.shape) == 2:
             lowered = values + target * (lower(values) - values)
             return _soft_entropy(scale * lowered, target)
@@ -68,7 +72,7 @@ class DenseScores(Scores):
     ) -> Tensor:
         if len(target.shape) == 1:
             return _additive_entropy(
-                self.values, target, valid, scale, margin, mse_weight
+                self._values, target, valid, scale, margin, mse_weight
             )
         loss = self.entropy(target, lambda cos: cos - margin, scale)
         return nan_unless(valid, loss + mse_weight * self.distance(target))

@@ -13,11 +13,11 @@ from keras_pedcc.scores.blockwise import BlockwiseScores, Start, not_below, rows
 class KerdockScores(BlockwiseScores):
     """`Scores` of `KerdockCentroids`, by blocks of bases.
 
-    A centroid and its negative share a product z. That of a sample's own class is set
-    to 0 and its two terms, `exp(-top)` each, are subtracted again. Nothing cancels:
-    no other pair of terms is smaller, since `exp(z) + exp(-z) >= 2`. The negative of
-    the own class is counted beforehand. The last of an odd number of classes has no
-    negative: its z is set to minus infinity.
+    A centroid and its negative share the product z. The z of the own class is set to
+    0, and the two terms `exp(-top)` that this adds are subtracted again. Nothing
+    cancels: no other pair of terms is smaller, since `exp(z) + exp(-z) >= 2`. The
+    negative of the own class is counted beforehand. The last of an odd number of
+    classes has no negative: its z is set to minus infinity.
 
     Args:
         features: Unit vectors, shape `(batch, dim)`.

@@ -1,9 +1,9 @@
 """What a loss asks of the cosines of a batch, however they are computed."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from keras_pedcc.common import Shape, Tensor
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.vectors import nan_unless
 
 Lower: TypeAlias = Callable[[Tensor], Tensor]  # takes a margin off cosines
@@ -24,14 +24,24 @@ class Scores:
         shape: `(batch, num_classes)`.
         dtype: Float dtype of the cosines, as a string.
         takes_soft_labels: Whether a target may be a distribution.
-        rank: How many other classes are as near as the own one, shape `(batch,)`, once
-            an entropy was computed; `None` where the cosines tell it themselves.
+        rank: Number of other classes whose cosine is at least that of the own class,
+            shape `(batch,)`. Set when an entropy is computed; `DenseScores` leaves it
+            `None`.
     """
 
-    shape: Shape
+    shape: tuple[Any, int]  # the batch is `None` in a graph
     dtype: str
     takes_soft_labels = False
     rank: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """All cosines, shape `(batch, num_classes)`; raises where they are not held."""
+        raise ValueError(
+            "This loss needs all logits at once. Received: "
+            f"{type(self).__name__}, which computes them by parts. Make the head with "
+            'scores="dense", or take PEDCCLoss, AMSoftmaxLoss or ArcFaceLoss.'
+        )
 
     def own(self, target: Tensor) -> Tensor:
         """Cosine to the own class, shape `(batch,)`."""

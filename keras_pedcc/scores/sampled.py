@@ -88,7 +88,7 @@ class SampledScores(BlockwiseScores):
 def drawn_classes(
     index: Tensor, num_classes: int, number: int, seed: keras.random.SeedGenerator | int
 ) -> tuple[Tensor, Tensor]:
-    """The classes of a batch, then `number` of the others; logarithms of their weights.
+    """Classes of the batch, then `number` sampled others, and their log weights.
 
     A class of the batch has the weight 1, its repetitions 0. A drawn one has
     `(C - |Y|) / n`, with n the number that was drawn; those that are too many, 0.
@@ -127,16 +127,15 @@ def _before(ordered: Tensor) -> Tensor:
 
 
 def _places(others: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Different numbers below `others`, and which of them there are.
+    """Draws distinct numbers below `others` by stratified sampling.
 
-    `range(others)`, turned around by a random number, is cut into as many parts as
-    numbers are wanted, of equal length or one more, and each gives one at random. By
-    the turning, every number has the same probability. This costs as much as is
-    drawn; a random order costs as much as there are classes, and sorting.
+    The range is rotated by a random offset and cut into parts of nearly equal length,
+    as many as numbers are wanted. Each part yields one number. The offset makes all
+    numbers equally likely. The cost grows with what is drawn, not with `others`.
 
     Args:
         others: int32 scalar, not negative.
-        bits: Random int32 from 0 up, shape `(number + 1,)`: for the turning, and for
+        bits: Random int32 from 0 up, shape `(number + 1,)`: for the offset, and for
             each part. Their remainders are uniform to `others / 2^31`.
 
     Returns:

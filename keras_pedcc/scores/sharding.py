@@ -141,10 +141,10 @@ class ClassLayout:
         return keras.distribution.distribute_tensor(tensor, layout)
 
     def for_all_classes(self, features: Tensor) -> Tensor:
-        """`features`, on every device that needs them for its classes.
+        """Returns the features replicated on every device that holds classes.
 
-        One axis that cuts batch and classes gives a device some samples, and all for
-        its classes. Left to itself, XLA would send every block of centroids instead.
+        Batch and classes may be sharded along one mesh axis. Each device then needs
+        the features of all samples. XLA would transfer the centroids instead.
         """
         if self.axes[0] is None or self.axes[0] != self.batch_axis:
             return features

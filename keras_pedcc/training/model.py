@@ -259,7 +259,7 @@ class PEDCCModel(keras.Model):
         return super().test_on_batch(self._checked(x, y), y, *args, **kwargs)
 
     def _give_full_margin(self) -> None:
-        """What an interrupted `fit`, which ends no callback, leaves undone."""
+        """Resets the share of the margin after a `fit` that was interrupted."""
         if self.margin_share.value is not None:
             self.margin_share.stop()
             rebuild_functions(self)
@@ -299,7 +299,7 @@ class PEDCCModel(keras.Model):
         )
 
     def _find_for_loss(self) -> Callable[..., Any]:
-        """The `for_loss` of the head that has one to call, or what hands on outputs."""
+        """`for_loss` of the head, or a function that changes nothing."""
         if self._streams:
             return self._source_of_features().for_loss
         heads = [layer for layer in layers_of(self) if isinstance(layer, CenterDense)]
