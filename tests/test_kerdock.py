@@ -83,9 +83,12 @@ def test_logits_are_cosines(num_classes, dim, rng):
     assert_allclose(outputs["features"], features, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_classes", "dim"), SIZES)
-@pytest.mark.parametrize("block_size", [1, 10_000])
-@pytest.mark.parametrize("name", LOSSES)
+# Every size with one loss, and every loss with one size: they share one log-sum-exp.
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "block_size", "name"),
+    [(*size, block, "pedcc") for size in SIZES for block in (1, 10_000)]
+    + [(501, 35, 1, name) for name in LOSSES if name != "pedcc"],
+)
 def test_value_is_that_of_the_formula(num_classes, dim, block_size, name, rng):
     features, labels = draw(rng, num_classes, dim)
     loss, twin = LOSSES[name]
@@ -94,8 +97,11 @@ def test_value_is_that_of_the_formula(num_classes, dim, block_size, name, rng):
     assert_allclose(found, expected, rtol=3e-5, atol=3e-7)
 
 
-@pytest.mark.parametrize(("num_classes", "dim"), SIZES[:3])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "name"),
+    [(*size, "pedcc") for size in SIZES[:3]]
+    + [(501, 35, name) for name in LOSSES if name != "pedcc"],
+)
 def test_gradient_is_the_slope(num_classes, dim, name, rng):
     features, labels = draw(rng, num_classes, dim)
     loss, twin = LOSSES[name]
@@ -135,8 +141,10 @@ def test_value_is_exact_where_the_own_class_is_reached(scale, rng):
     assert_allclose(found, expected, rtol=1e-4, atol=1e-35)
 
 
-@pytest.mark.parametrize("label", [1234, 1233, 0])
-@pytest.mark.parametrize("scale", [30.0, 150.0, 300.0])
+@pytest.mark.parametrize(
+    ("label", "scale"),
+    [(1234, 30.0), (1234, 150.0), (1234, 300.0), (1233, 300.0), (0, 300.0)],
+)
 def test_value_and_gradient_hold_where_the_own_class_is_opposite(label, scale):
     array, head = array_of(1235, 64), head_of(1235, 64)
     features = -array[[label]]
@@ -198,8 +206,10 @@ def test_features_outside_the_span_and_nan_are_as_with_the_array(label):
     assert np.isnan(found[1])
 
 
-@pytest.mark.parametrize(("num_classes", "dim"), SIZES)
-@pytest.mark.parametrize("k", [1, 7, 400])
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "k"),
+    [(*size, 7) for size in SIZES] + [(1235, 64, 1), (1235, 64, 400), (23, 4, 400)],
+)
 def test_nearest_classes_are_those_of_the_array(num_classes, dim, k, rng):
     features, _ = draw(rng, num_classes, dim)
     head, k = head_of(num_classes, dim), min(k, num_classes)
