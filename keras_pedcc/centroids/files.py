@@ -46,7 +46,7 @@ def save_centroids(path: str | os.PathLike[str], centroids: ArrayLike) -> None:
     (10, 64)
     """
     path = _checked_path(path)
-    array = to_numpy(centroids)
+    array = storable(centroids)
     check_centroids(array)
     if path.suffix == ".npy":
         write_file(path, lambda file: np.save(file, array, allow_pickle=False))
@@ -83,7 +83,7 @@ def load_centroids(path: str | os.PathLike[str]) -> Array:
     return array
 
 
-def to_numpy(tensor: ArrayLike | keras.Variable) -> Array:
+def storable(tensor: ArrayLike | keras.Variable) -> Array:
     """A NumPy array that a file can hold."""
     array = whole(tensor)
     # `.npy` knows no bfloat16; float32 holds it exactly.

@@ -8,6 +8,9 @@ from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 
 
+SUM_TOLERANCE = 1e-2  # of soft labels, which a short float rounds
+
+
 def unit_vectors(vectors: Tensor) -> Tensor:
     """Divides each row by its Euclidean length: `v / |v|`.
 
@@ -119,6 +122,12 @@ def filled(values: Tensor, where: Tensor, number: float) -> Tensor:
     if keras.backend.backend() == "torch":
         return values.masked_fill(where, number)
     return ops.where(where, number, values)
+
+
+def are_distributions(rows: Tensor) -> Tensor:
+    """Which rows are no less than 0 and sum to 1, within `SUM_TOLERANCE`."""
+    sums = ops.abs(ops.sum(rows, axis=1) - 1) <= SUM_TOLERANCE
+    return ops.logical_and(sums, ops.all(rows >= 0, axis=1))
 
 
 def nan_unless(valid: Tensor, values: Tensor) -> Tensor:

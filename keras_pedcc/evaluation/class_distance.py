@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_pedcc.common import Array, ArrayLike, Tensor
 from keras_pedcc.common.checks import check_classes, check_whole, narrow_labels
+from keras_pedcc.common.vectors import are_distributions
 
 
 def intra_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
@@ -148,8 +149,7 @@ class _ClassSums(keras.metrics.Metric):
     def _distribution(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Share of each class in each sample, and whether its label is valid."""
         share = ops.cast(labels, self.dtype)
-        whole = ops.abs(ops.sum(share, axis=1) - 1) <= 1e-2
-        return share, ops.logical_and(whole, ops.all(share >= 0, axis=1))
+        return share, are_distributions(share)
 
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean squared length of the features, of class means, and of the mean."""

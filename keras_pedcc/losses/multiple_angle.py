@@ -15,6 +15,8 @@ from keras_pedcc.losses.targets import Outputs, prepare
 from keras_pedcc.scores.dense import DenseScores
 from keras_pedcc.scores.protocol import Lower, Scores
 
+_CONSTANTS = ("base", "gamma", "power", "least")  # of `annealing_lambda`
+
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 def a_softmax_loss(
@@ -154,8 +156,38 @@ def annealing_lambda(
     return ops.maximum(base * ops.exp(-power * ops.log1p(gamma * steps)), least)
 
 
+class _AnnealedLoss(keras.losses.Loss):
+    """A loss with a whole margin, annealed by the training steps of the head."""
+
+    def __init__(self, margin: int, annealing: dict[str, float], **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": check_dtype(kwargs["dtype"])})
+        self.margin = _check_multiple(margin)
+        _check_annealing(**annealing, prefix="annealing_")
+        for name, value in annealing.items():
+            setattr(self, f"annealing_{name}", float(value))
+
+    def annealing_of(self, y_pred: Outputs) -> float | Tensor:
+        """Lambda of each sample, from the steps the head has counted."""
+        constants = {name: getattr(self, f"annealing_{name}") for name in _CONSTANTS}
+        if constants["base"] <= constants["least"]:
+            return constants["least"]
+        if not isinstance(y_pred, dict) or "iterations" not in y_pred:
+            keys = sorted(y_pred) if isinstance(y_pred, dict) else "logits alone"
+            raise ValueError(
+                'Annealing needs a dict `y_pred` with the key "iterations". Received: '
+                f"{keys}. Make the head `CosineDense(num_classes, return_norm=True)` "
+                "or `ProductDense`, or pass annealing_base=0, annealing_least=0."
+            )
+        return annealing_lambda(y_pred["iterations"], **constants)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("margin", "dtype", *(f"annealing_{name}" for name in _CONSTANTS))
+        own = {name: getattr(self, name) for name in names}
+        return {**super().get_config(), **own}
+
+
 @keras.saving.register_keras_serializable("keras_pedcc")
-class ASoftmaxLoss(keras.losses.Loss):
+class ASoftmaxLoss(_AnnealedLoss):
     """Angular softmax loss (SphereFace). Class form of `a_softmax_loss`.
 
     For `CosineDense(num_classes, return_norm=True)` in a `PEDCCModel`. Lambda is
@@ -199,21 +231,17 @@ class ASoftmaxLoss(keras.losses.Loss):
         name: str = "a_softmax_loss",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.margin = _check_multiple(margin)
-        constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
-        _keep_annealing(self, *constants)
+        given = (annealing_base, annealing_gamma, annealing_power, annealing_least)
+        annealing = dict(zip(_CONSTANTS, given, strict=True))
+        super().__init__(margin, annealing, reduction=reduction, name=name, dtype=dtype)
 
     def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        annealing = _annealing_of(self, y_pred)
+        annealing = self.annealing_of(y_pred)
         return a_softmax_loss(y_true, y_pred, margin=self.margin, annealing=annealing)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **_config_of(self)}
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
-class LSoftmaxLoss(keras.losses.Loss):
+class LSoftmaxLoss(_AnnealedLoss):
     """Large-margin softmax loss. Class form of `l_softmax_loss`.
 
     For `ProductDense(num_classes)` in a `PEDCCModel`. Lambda is as in `ASoftmaxLoss`,
@@ -255,17 +283,13 @@ class LSoftmaxLoss(keras.losses.Loss):
         name: str = "l_softmax_loss",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.margin = _check_multiple(margin)
-        constants = (annealing_base, annealing_gamma, annealing_power, annealing_least)
-        _keep_annealing(self, *constants)
+        given = (annealing_base, annealing_gamma, annealing_power, annealing_least)
+        annealing = dict(zip(_CONSTANTS, given, strict=True))
+        super().__init__(margin, annealing, reduction=reduction, name=name, dtype=dtype)
 
     def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        annealing = _annealing_of(self, y_pred)
+        annealing = self.annealing_of(y_pred)
         return l_softmax_loss(y_true, y_pred, margin=self.margin, annealing=annealing)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **_config_of(self)}
 
 
 def _lowering(margin: int, annealing: float | Tensor, scores: Scores) -> Lower:
@@ -335,34 +359,3 @@ def _check_steps(iterations: ArrayLike) -> None:
             "`iterations` must not be negative. Received: "
             f"iterations={iterations!r}. Pass the training steps so far."
         )
-
-
-def _keep_annealing(
-    loss: keras.losses.Loss, base: float, gamma: float, power: float, least: float
-) -> None:
-    _check_annealing(base, gamma, power, least, "annealing_")
-    loss.annealing_base, loss.annealing_gamma = float(base), float(gamma)
-    loss.annealing_power, loss.annealing_least = float(power), float(least)
-
-
-def _annealing_of(loss: keras.losses.Loss, y_pred: Outputs) -> float | Tensor:
-    """Lambda of each sample, from the steps the head has counted."""
-    base, least = loss.annealing_base, loss.annealing_least
-    if base <= least:
-        return least
-    if not isinstance(y_pred, dict) or "iterations" not in y_pred:
-        raise ValueError(
-            'Annealing needs a dict `y_pred` with the key "iterations". Received: '
-            f"{sorted(y_pred) if isinstance(y_pred, dict) else 'logits alone'}. Make "
-            "the head `CosineDense(num_classes, return_norm=True)` or `ProductDense`, "
-            "or pass annealing_base=0, annealing_least=0."
-        )
-    gamma, power = loss.annealing_gamma, loss.annealing_power
-    steps = y_pred["iterations"]
-    return annealing_lambda(steps, base=base, gamma=gamma, power=power, least=least)
-
-
-def _config_of(loss: keras.losses.Loss) -> dict[str, Any]:
-    names = ("base", "gamma", "power", "least")
-    config = {f"annealing_{name}": getattr(loss, f"annealing_{name}") for name in names}
-    return {"margin": loss.margin, "dtype": loss.dtype, **config}

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import narrow_labels
+from keras_pedcc.common.vectors import are_distributions
 from keras_pedcc.losses.arguments import Margin
 from keras_pedcc.scores.dense import DenseScores
 from keras_pedcc.scores.protocol import Scores
@@ -28,9 +29,7 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
         _refuse_soft_labels(scores)
         target = ops.cast(labels, scores.dtype)
-        off = ops.abs(ops.sum(target, axis=1) - 1) > 1e-2
-        negative = ops.any(target < 0, axis=1)
-        return scores, target, ops.logical_not(off | negative)
+        return scores, target, are_distributions(target)
     if len(labels.shape) == 2:
         labels = ops.reshape(labels, (-1,))
     index = ops.cast(labels, "int32") % num_classes

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids.files import to_numpy
+from keras_pedcc.centroids.files import storable
 from keras_pedcc.common import Array, Logs, processes
 from keras_pedcc.common.atomic import write_file
 from keras_pedcc.common.internals import start_fit_at
@@ -151,7 +151,7 @@ class AtomicBackup(keras.callbacks.Callback):
             self._save(self.params["epochs"], _random_states(), ended=True)
 
     def _save(self, epoch: int, random_states: State, ended: bool = False) -> None:
-        arrays = [to_numpy(v) for v in self._variables()]
+        arrays = [storable(v) for v in self._variables()]
         state = {
             "epoch": epoch,
             "ended": ended,
@@ -284,7 +284,7 @@ def _to_json(state: State, arrays: list[Array]) -> str:
                 "`get_state` must return numbers, strings, flags, `None`, arrays, "
                 f"lists and dicts. Received: {value!r} in it. Convert it."
             )
-        arrays.append(to_numpy(value))
+        arrays.append(storable(value))
         return {ARRAY: len(arrays) - 1}
 
     return json.dumps(state, default=replace)

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_pedcc.common import Array, Tensor
+from keras_pedcc.common.vectors import SUM_TOLERANCE
 
 
 def check_labels(labels: Array, num_classes: int, what: str = "labels") -> None:
@@ -191,7 +192,7 @@ def _check_bits(bits: int, dtype: np.dtype[Any], num_classes: int, what: str) ->
 
 def _bad_soft_labels(labels: Array) -> tuple[Array, str]:
     """Which rows are no distributions, and what they should be."""
-    bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= 1e-2)
+    bad = ~(np.abs(labels.sum(axis=1, dtype="float64") - 1) <= SUM_TOLERANCE)
     bad |= ~(labels >= 0).all(axis=1)
     return bad, "rows of one-hot or soft labels that are not negative and sum to 1"
 
