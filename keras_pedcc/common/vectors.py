@@ -7,7 +7,6 @@ from keras import ops
 from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 
-
 SUM_TOLERANCE = 1e-2  # of soft labels, which a short float rounds
 
 
