@@ -23,8 +23,8 @@ def let_tapes_watch(variable: keras.Variable) -> None:
 def set_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Replaces the optimizer of a compiled model, also in what the model saves.
 
-    `compile` would do so and make loss and metrics anew. Unnecessary once
-    `get_compile_config` takes `model.optimizer` and not what `compile` was given.
+    `compile` would do so and make loss and metrics anew. Unnecessary once a saved
+    model holds `model.optimizer` and not what `compile` was given.
     """
     model.optimizer = optimizer
     model._compile_config.config["optimizer"] = optimizer

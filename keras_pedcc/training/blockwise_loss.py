@@ -68,7 +68,7 @@ class Hits:
             mean.update_state(ops.stop_gradient(rank) < k)
 
     def get_config(self) -> Any:
-        """The metrics as they were given, for `get_compile_config`."""
+        """The metrics as they were given, for the config of the model."""
         return keras.saving.serialize_keras_object(self._given)
 
 
