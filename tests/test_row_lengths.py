@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tensors import assert_allclose, gradient_of, numpy_of
+from tensors import assert_allclose, gradient_of, numpy_of, slope_of
 
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel
+from keras_pedcc.common import vectors
 
 CLASSES, DIM = 14, 12
 
@@ -64,6 +65,23 @@ def test_gradient_over_features_is_that_of_a_trained_head(rng, factor):
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(found).max() > 0.1
+
+
+def test_gradient_over_trained_centroids_is_the_slope(rng):
+    features, weights = rows(rng).astype("float64"), rng.standard_normal((5, CLASSES))
+    centroids = rng.standard_normal((CLASSES, DIM))
+    found = gradient_of(
+        lambda c: (
+            ops.convert_to_tensor(weights.astype("float32"))
+            * vectors.cosines(ops.convert_to_tensor(features.astype("float32")), c)
+        ),
+        centroids.astype("float32"),
+    )
+    expected = slope_of(
+        lambda c: weights * (features @ (c / np.linalg.norm(c, axis=1)[:, None]).T),
+        centroids,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def scale_by_set_weights(model):
