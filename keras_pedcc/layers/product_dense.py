@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.vectors import lengths
-from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -64,7 +64,7 @@ class ProductDense(CosineDense):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> dict[str, Tensor]:
         outputs = super().call(inputs, training=training)
-        weights = lengths(ops.convert_to_tensor(self.centroids))
+        weights = lengths(ops.cast(self.centroids, float_dtype(self)))
         norm = ops.expand_dims(outputs["norm"], 1) * weights
         return {**outputs, "logits": norm * outputs["logits"], "norm": norm}
 
