@@ -10,6 +10,7 @@ from keras_pedcc.evaluation.class_distance import (
     inter_class_distance,
     intra_class_distance,
 )
+from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.evaluation.retrieval import retrieval_report
 from keras_pedcc.evaluation.verification import (
@@ -70,6 +71,7 @@ __all__ = [
     "assign_classes",
     "centroid_report",
     "class_parallel",
+    "compatibility_report",
     "embed",
     "embedder",
     "generate_pedcc",

@@ -63,22 +63,32 @@ def retrieval_report(
 
     Reference: Musgrave et al., "A Metric Learning Reality Check", 2020.
     """
-    ranks = _ranks(k)
-    queries, items, codes, members = _prepared(
-        features, labels, gallery, gallery_labels
-    )
-    found = _search(queries, items, codes, members, max(ranks), gallery is None)
-    first, precision = np.transpose(found)
+    ranks = check_ranks(k)
+    queries, items, codes, members = prepared(features, labels, gallery, gallery_labels)
+    found = search(queries, items, codes, members, max(ranks), gallery is None)
+    return summary(found, ranks)
+
+
+def summary(found: Array, ranks: list[int]) -> dict[str, Any]:
+    """The report of queries, given what `search` returns for them."""
+    matched = found[~np.isnan(found[:, 0])]
+    if not len(matched):
+        raise ValueError(
+            "There must be a query that shares its label with an item of the gallery. "
+            f"Received: {len(found)} queries without one. Look at the labels."
+        )
+    first, precision = np.transpose(matched)
     recalls = {f"recall_at_{each}": float(np.mean(first <= each)) for each in ranks}
     return {
         **recalls,
         "mean_average_precision_at_r": float(np.mean(precision)),
-        "queries": len(found),
-        "queries_without_match": len(queries) - len(found),
+        "queries": len(matched),
+        "queries_without_match": len(found) - len(matched),
     }
 
 
-def _ranks(k: Any) -> list[int]:
+def check_ranks(k: Any) -> list[int]:
+    """Returns `k` as a list of whole numbers, or raises."""
     ranks = [k] if np.ndim(k) == 0 else list(k)
     if not ranks:
         raise ValueError(
@@ -89,7 +99,7 @@ def _ranks(k: Any) -> list[int]:
     return ranks
 
 
-def _prepared(
+def prepared(
     features: ArrayLike,
     labels: ArrayLike,
     gallery: ArrayLike | None,
@@ -128,16 +138,28 @@ def _labelled(**named: ArrayLike) -> tuple[Array, Array]:
     return units, labels
 
 
-def _search(
+def search(
     queries: Array,
     items: Array,
     codes: Array,
     members: list[Array],
     depth: int,
     without_self: bool,
-) -> list[tuple[int, float]]:
-    """The position of the first match, and the precision, of queries with a match."""
-    found = []
+) -> Array:
+    """The position of the first match and the average precision, for each query.
+
+    Args:
+        queries: Unit vectors, see `prepared` for this and the next three.
+        items: Unit vectors of the gallery.
+        codes: The code of each query.
+        members: The items of each code.
+        depth: int, at least 1. Positions are exact up to this one.
+        without_self: bool. Whether item i is query i, and no match of it.
+
+    Returns:
+        Array of float64, shape `(queries, 2)`; NaN for a query without a match.
+    """
+    found = np.full((len(queries), 2), np.nan)
     size = max(1, BLOCK // items[:, 0].nbytes)
     for start in range(0, len(queries), size):
         scores = queries[start : start + size] @ items.T
@@ -148,12 +170,7 @@ def _search(
                 own = own[own != query]
             if len(own):
                 positions = _positions(row, own, depth)
-                found.append((positions[0], _average_precision(positions)))
-    if not found:
-        raise ValueError(
-            "There must be a query that shares its label with an item of the gallery. "
-            f"Received: {len(queries)} queries without one. Look at the labels."
-        )
+                found[query] = positions[0], _average_precision(positions)
     return found
 
 
