@@ -2,6 +2,11 @@
 
 from keras_pedcc.centroids.assignment import assign_classes
 from keras_pedcc.centroids.files import load_centroids, save_centroids
+from keras_pedcc.centroids.fingerprint import (
+    centroid_fingerprint,
+    check_same_centroids,
+    compare_fingerprints,
+)
 from keras_pedcc.centroids.generate import generate_pedcc
 from keras_pedcc.centroids.quality import centroid_report
 from keras_pedcc.evaluation.class_distance import (
@@ -69,8 +74,11 @@ __all__ = [
     "Sampled",
     "VerificationCallback",
     "assign_classes",
+    "centroid_fingerprint",
     "centroid_report",
+    "check_same_centroids",
     "class_parallel",
+    "compare_fingerprints",
     "compatibility_report",
     "embed",
     "embedder",
