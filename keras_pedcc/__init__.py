@@ -32,6 +32,7 @@ from keras_pedcc.losses import (
     PEDCCLoss,
     pedcc_loss,
 )
+from keras_pedcc.losses.priors import class_priors
 from keras_pedcc.scores.choice import Blockwise, Sampled
 from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_parallel
@@ -70,6 +71,7 @@ __all__ = [
     "assign_classes",
     "centroid_report",
     "class_parallel",
+    "class_priors",
     "embed",
     "embedder",
     "generate_pedcc",
