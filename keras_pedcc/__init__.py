@@ -38,6 +38,7 @@ from keras_pedcc.losses import (
     PEDCCLoss,
     pedcc_loss,
 )
+from keras_pedcc.losses.priors import class_priors
 from keras_pedcc.scores.choice import Blockwise, Sampled
 from keras_pedcc.scores.search import nearest_classes
 from keras_pedcc.scores.sharding import class_parallel
@@ -78,6 +79,7 @@ __all__ = [
     "centroid_report",
     "check_same_centroids",
     "class_parallel",
+    "class_priors",
     "compare_fingerprints",
     "compatibility_report",
     "embed",

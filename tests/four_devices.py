@@ -30,6 +30,9 @@ LOSSES = {
     "am_softmax": lambda y, z: losses.am_softmax_loss(y, z, scale=64, margin=0.35),
     "arcface": lambda y, z: losses.arcface_loss(y, z, scale=30, margin=0.5),
     "distance": losses.centroid_distance,
+    "priors": lambda y, z: losses.pedcc_loss(
+        y, z, scale=15, priors=np.geomspace(1e-4, 1, CLASSES)
+    ),
 }
 
 

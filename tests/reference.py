@@ -4,12 +4,20 @@ import keras
 import numpy as np
 
 
-def am_softmax(labels, cosines, scale, margin):
+def log_priors(priors):
+    """Logarithms of frequencies, given counts."""
+    priors = np.asarray(priors, "float64")
+    return np.log(priors / priors.sum())
+
+
+def am_softmax(labels, cosines, scale, margin, shift=None):
     """Eq. 8 for each sample, with the sum over the other classes taken apart."""
     cosines = np.asarray(cosines, "float64")
+    shift = np.zeros(cosines.shape[1]) if shift is None else shift
     losses = []
     for label, row in zip(np.asarray(labels, int), cosines, strict=True):
         exponents = scale * (np.delete(row, label) - (row[label] - margin))
+        exponents += np.delete(shift, label) - shift[label]
         top = max(0.0, exponents.max())
         if top == 0:
             losses.append(np.log1p(np.exp(exponents).sum()))
@@ -18,23 +26,24 @@ def am_softmax(labels, cosines, scale, margin):
     return np.array(losses)
 
 
-def soft_am_softmax(targets, cosines, scale, margin):
+def soft_am_softmax(targets, cosines, scale, margin, shift=0.0):
     """Eq. 8 for soft labels: `logsumexp(z) - sum_j t_j z_j`."""
     targets = np.asarray(targets, "float64")
-    z = scale * (np.asarray(cosines, "float64") - margin * targets)
+    z = scale * (np.asarray(cosines, "float64") - margin * targets) + shift
     top = z.max(axis=1, keepdims=True)
     total = top[:, 0] + np.log(np.exp(z - top).sum(axis=1))
     return total - (targets * z).sum(axis=1)
 
 
-def margin_entropy(labels, cosines, lower, scales):
+def margin_entropy(labels, cosines, lower, scales, shift=None):
     """Cross entropy of each sample, with `lower(cosine, label)` for its own class."""
     cosines = np.asarray(cosines, "float64")
     scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
+    shift = np.zeros(cosines.shape[1]) if shift is None else shift
     losses = []
     for label, row, scale in zip(np.asarray(labels, int), cosines, scales, strict=True):
-        own = scale[label] * lower(row[label], label)
-        exponents = np.append(np.delete(scale * row, label) - own, 0.0)
+        own = scale[label] * lower(row[label], label) + shift[label]
+        exponents = np.append(np.delete(scale * row + shift, label) - own, 0.0)
         top = exponents.max()
         rest = np.exp(exponents - top)
         losses.append(
@@ -63,7 +72,7 @@ def margin_gradient(labels, cosines, lower, slope, scales):
     return gradient
 
 
-def soft_margin_entropy(targets, cosines, lower, scales):
+def soft_margin_entropy(targets, cosines, lower, scales, shift=0.0):
     """The same for soft labels: each class gets its share of the lowering."""
     targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
     scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
@@ -71,7 +80,7 @@ def soft_margin_entropy(targets, cosines, lower, scales):
     for i, j in np.ndindex(cosines.shape):
         lowering = lower(cosines[i, j], j) - cosines[i, j]
         scores[i, j] = scales[i, j] * (cosines[i, j] + targets[i, j] * lowering)
-    return soft_am_softmax(targets, scores, 1.0, 0.0)
+    return soft_am_softmax(targets, scores, 1.0, 0.0, shift)
 
 
 def turned(cosine, margin):
@@ -109,10 +118,10 @@ def multiplied_slope(cosine, multiple):
     return (-1) ** k * multiple * np.sin(multiple * angle) / np.sin(angle)
 
 
-def arcface(labels, cosines, scale, margin):
+def arcface(labels, cosines, scale, margin, shift=None):
     margin = np.broadcast_to(margin, np.shape(cosines)[1])
     return margin_entropy(
-        labels, cosines, lambda cosine, j: turned(cosine, margin[j]), scale
+        labels, cosines, lambda cosine, j: turned(cosine, margin[j]), scale, shift
     )
 
 
@@ -150,10 +159,19 @@ def distance(labels, cosines):
     return 1 - np.asarray(cosines, "float64")[np.arange(len(labels)), labels]
 
 
-def pedcc(labels, cosines, scale, margin, mse_weight, mse_root, sample_weight=None):
+def pedcc(
+    labels,
+    cosines,
+    scale,
+    margin,
+    mse_weight,
+    mse_root,
+    sample_weight=None,
+    shift=None,
+):
     """Eq. 10, with means over the batch."""
     weight = np.ones(len(labels)) if sample_weight is None else sample_weight
-    am = np.mean(weight * am_softmax(labels, cosines, scale, margin))
+    am = np.mean(weight * am_softmax(labels, cosines, scale, margin, shift))
     d = np.mean(weight * distance(labels, cosines))
     return am + mse_weight * max(d, 0.0) ** (1 / mse_root)
 

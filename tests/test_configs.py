@@ -16,6 +16,7 @@ ANNEALED = {
     "annealing_least": 1.0,
     "reduction": "sum",
 }
+WITH_MARGIN = {"scale": 9.0, "margin": 0.1, "priors": [3.0, 0.5], "reduction": "sum"}
 NORMED = {"return_norm": True, "dtype": "float16"}
 SAMPLED = {"scores": keras_pedcc.Sampled(0.5, block_size=7)}
 BARE = {"return_features": False, "trainable": True}
@@ -26,11 +27,11 @@ CASES = [
         keras_pedcc.PEDCCLoss,
         [
             {"scale": 30.0, "margin": 0.35, "mse_weight": 5.0, "mse_root": 2},
-            {"reduction": "sum"},
+            {"reduction": "sum", "priors": [3.0, 0.5]},
         ],
     ),
-    (keras_pedcc.AMSoftmaxLoss, [{"scale": 9.0, "margin": 0.1, "reduction": "sum"}]),
-    (keras_pedcc.ArcFaceLoss, [{"scale": 9.0, "margin": 0.1, "reduction": "sum"}]),
+    (keras_pedcc.AMSoftmaxLoss, [WITH_MARGIN]),
+    (keras_pedcc.ArcFaceLoss, [WITH_MARGIN]),
     (keras_pedcc.ASoftmaxLoss, [ANNEALED]),
     (keras_pedcc.LSoftmaxLoss, [ANNEALED]),
     (keras_pedcc.CenterLoss, [{"center_weight": 0.5, "reduction": "mean"}]),

@@ -13,10 +13,13 @@ from keras_pedcc.common.gradients import with_gradient
 CLASSES, DIM, LABELS = 40, 8, np.array([0, 20, 5, 39])
 NO_ANNEALING = {"annealing_base": 0, "annealing_least": 0}
 BLOCKS = {"scores": keras_pedcc.Blockwise(16)}
+PRIORS = np.geomspace(1, 50, CLASSES)
+MARGINS = np.linspace(0, 0.5, CLASSES)
 # Head, its arguments, and the loss: a scale at which the second derivative is smooth.
 CASES = {
     "pedcc": (PEDCCDense, {}, keras_pedcc.PEDCCLoss(6.0, 0.1, 3.0)),
     "large_scale": (PEDCCDense, {}, keras_pedcc.AMSoftmaxLoss(40.0, 0.1)),
+    "priors": (PEDCCDense, {}, keras_pedcc.PEDCCLoss(6.0, MARGINS, 3.0, priors=PRIORS)),
     "root": (PEDCCDense, {}, keras_pedcc.PEDCCLoss(6.0, 0.1, mse_root=2)),
     "arcface": (CosineDense, {}, keras_pedcc.ArcFaceLoss(6.0, 0.1)),
     "a_softmax": (
@@ -27,6 +30,11 @@ CASES = {
     "keep_mean": (PEDCCDense, {"trainable": True}, keras_pedcc.PEDCCLoss(6.0, 0.1)),
     "blocks": (PEDCCDense, BLOCKS, keras_pedcc.PEDCCLoss(6.0, 0.1)),
     "trained_blocks": (CosineDense, BLOCKS, keras_pedcc.ArcFaceLoss(6.0, 0.1)),
+    "priors_blocks": (
+        CosineDense,
+        BLOCKS,
+        keras_pedcc.ArcFaceLoss(6.0, 0.1, priors=PRIORS),
+    ),
     "kerdock": (KerdockDense, BLOCKS, keras_pedcc.PEDCCLoss(6.0, 0.1)),
 }
 

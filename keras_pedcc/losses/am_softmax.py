@@ -7,12 +7,19 @@ import keras
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.losses.arguments import Margin, Scale, check_cosine_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
+from keras_pedcc.losses.priors import Priors, shift_for, shift_of
 from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.scores.protocol import Shift
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 def am_softmax_loss(
-    y_true: ArrayLike, y_pred: Outputs, *, scale: float = 15.0, margin: Margin = 0.5
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    *,
+    scale: float = 15.0,
+    margin: Margin = 0.5,
+    priors: Priors | None = None,
 ) -> Tensor:
     """Additive-margin softmax loss (CosFace) of each sample, eq. 8.
 
@@ -21,6 +28,11 @@ def am_softmax_loss(
     rows sum to 1: `z_j = s (cos_j - m t_j)`, `L = logsumexp(z) - sum_j t_j z_j`,
     which is the same for one-hot t. With `margin=0` it is the softmax cross
     entropy of `scale * logits`.
+
+    With `priors` pi the logarithm of the frequency of each class is added to its score
+    (logit adjustment): `z_j = s (cos_j - m t_j) + log pi_j`, where the loss divides
+    the priors by their sum. Rare classes then need a larger cosine in training.
+    Predictions stay the classes of largest cosine, without the priors.
 
     Computed in float32, or for float64 logits in float64 where the backend does so:
     TensorFlow throughout, PyTorch in part, JAX if asked to. Accurate to 1e-5 relative
@@ -36,13 +48,15 @@ def am_softmax_loss(
         margin: Float m in [0, 2], in units of cosine; the paper takes 0.5. Or a
             sequence of `num_classes` floats, one for each class; or a scalar
             tensor, whose value is not checked.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes; or `None`. Defaults to `None`.
 
     Returns:
         Tensor of shape `(batch,)`, not negative. NaN where the label is not
         valid or a logit is NaN; it may be infinite where one is no cosine.
 
     Raises:
-        ValueError: A shape, `scale` or `margin` does not fit.
+        ValueError: A shape, `scale`, `margin` or `priors` does not fit.
 
     Example:
 
@@ -51,19 +65,25 @@ def am_softmax_loss(
     0.1269
 
     Reference: Zhu et al., IEEE Access 2020, eq. 8; Wang et al., "Additive Margin
-    Softmax for Face Verification", 2018, eq. 6.
+    Softmax for Face Verification", 2018, eq. 6; for `priors` Menon et al., "Long-tail
+    learning via logit adjustment", ICLR 2021, arXiv 2007.07314.
     """
     check_scale(scale)
     check_cosine_margin(margin)
-    return _am_softmax(y_true, y_pred, scale, margin)
+    return _am_softmax(y_true, y_pred, scale, margin, shift_of(priors))
 
 
 def _am_softmax(
-    y_true: ArrayLike, y_pred: Outputs, scale: float, margin: Margin
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    scale: float,
+    margin: Margin,
+    shift: Shift | None,
 ) -> Tensor:
     scores, target, valid = prepare(y_true, y_pred)
     margin = margin_of(margin, scores, target)
-    return scores.additive_entropy(target, valid, scale, margin)
+    shift = shift_for(shift, scores)
+    return scores.additive_entropy(target, valid, scale, margin, shift=shift)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -75,6 +95,9 @@ class AMSoftmaxLoss(MarginLoss):
     Args:
         scale: Positive float s, or `"auto"`: `auto_scale` of the number of classes.
         margin: Float m in [0, 2], in units of cosine, or one for each class.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes, see `am_softmax_loss`. `scale="auto"` and the
+            warning of a small scale ignore them. Defaults to `None`.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -96,11 +119,14 @@ class AMSoftmaxLoss(MarginLoss):
         scale: Scale = 15.0,
         margin: Margin = 0.5,
         *,
+        priors: Priors | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "am_softmax_loss",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
+        super().__init__(
+            scale, margin, priors=priors, reduction=reduction, name=name, dtype=dtype
+        )
 
     def check_margin(self, margin: Margin) -> None:
         check_cosine_margin(margin)

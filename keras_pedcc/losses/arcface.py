@@ -11,14 +11,21 @@ from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import Margin, Scale, check_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
+from keras_pedcc.losses.priors import Priors, shift_for, shift_of
 from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.scores.protocol import Shift
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 def arcface_loss(
-    y_true: ArrayLike, y_pred: Outputs, *, scale: float = 15.0, margin: Margin = 0.5
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    *,
+    scale: float = 15.0,
+    margin: Margin = 0.5,
+    priors: Priors | None = None,
 ) -> Tensor:
     """Additive-angular-margin softmax loss (ArcFace) of each sample.
 
@@ -44,12 +51,14 @@ def arcface_loss(
         margin: Float m in [0, pi], in radians; 0.5 is 28.6 degrees. Or a sequence
             of `num_classes` floats, one for each class; or a scalar tensor, whose
             value is not checked.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes, see `am_softmax_loss`. Defaults to `None`.
 
     Returns:
         Tensor of shape `(batch,)`, not negative; NaN as in `am_softmax_loss`.
 
     Raises:
-        ValueError: A shape, `scale` or `margin` does not fit.
+        ValueError: A shape, `scale`, `margin` or `priors` does not fit.
 
     Example:
 
@@ -63,15 +72,20 @@ def arcface_loss(
     """
     check_scale(scale)
     check_margin(margin, math.pi, _ANGLES)
-    return _arcface(y_true, y_pred, scale, margin)
+    return _arcface(y_true, y_pred, scale, margin, shift_of(priors))
 
 
 def _arcface(
-    y_true: ArrayLike, y_pred: Outputs, scale: float, margin: Margin
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    scale: float,
+    margin: Margin,
+    shift: Shift | None,
 ) -> Tensor:
     scores, target, valid = prepare(y_true, y_pred)
     angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
-    loss = scores.entropy(target, lambda cosines: _turned(cosines, angle), scale)
+    shift = shift_for(shift, scores)
+    loss = scores.entropy(target, lambda cos: _turned(cos, angle), scale, shift)
     return nan_unless(valid, loss)
 
 
@@ -85,6 +99,9 @@ class ArcFaceLoss(MarginLoss):
         scale: Positive float s, or `"auto"`: see `auto_scale`, with `cos(m)` in the
             place of `1 - m`.
         margin: Float m in [0, pi], in radians, or one for each class.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes, see `am_softmax_loss`. `scale="auto"` and the
+            warning of a small scale ignore them. Defaults to `None`.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
         dtype: `"float32"` (default) or `"float64"`.
@@ -107,11 +124,14 @@ class ArcFaceLoss(MarginLoss):
         scale: Scale = 15.0,
         margin: Margin = 0.5,
         *,
+        priors: Priors | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "arcface_loss",
         dtype: str = "float32",
     ) -> None:
-        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
+        super().__init__(
+            scale, margin, priors=priors, reduction=reduction, name=name, dtype=dtype
+        )
 
     def check_margin(self, margin: Margin) -> None:
         check_margin(margin, math.pi, _ANGLES)

@@ -17,9 +17,10 @@ from keras_pedcc.losses.arguments import (
     is_sequence,
     plain_margin,
 )
+from keras_pedcc.losses.priors import Priors, check_priors, shift_of
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 from keras_pedcc.losses.targets import Outputs, logits_of
-from keras_pedcc.scores.protocol import Scores
+from keras_pedcc.scores.protocol import Scores, Shift
 
 # Of the model whose loss is computed, in this thread: replicas have one each.
 _SHARE: contextvars.ContextVar[Any] = contextvars.ContextVar("share of the margin")
@@ -45,6 +46,7 @@ class MarginLoss(keras.losses.Loss):
     Args:
         scale: Positive float, or `"auto"`.
         margin: Float, or one for each class, see `check_margin`.
+        priors: A positive number for each class, or `None`.
         reduction: See `keras.losses.Loss`.
         name: Name of the loss.
         dtype: `"float32"` or `"float64"`.
@@ -60,6 +62,7 @@ class MarginLoss(keras.losses.Loss):
         scale: Scale,
         margin: Margin,
         *,
+        priors: Priors | None,
         reduction: str | None,
         name: str,
         dtype: str,
@@ -67,6 +70,8 @@ class MarginLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
         self.scale = check_scale_or_auto(scale)
         self.margin = margin
+        self._priors = None if priors is None else check_priors(priors).tolist()
+        self._shift = self._made_shift()
         self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
     @property
@@ -89,6 +94,19 @@ class MarginLoss(keras.losses.Loss):
             self._constant = ops.convert_to_tensor(np.array(self._margin, self.dtype))
         self._scales = {}  # by the number of classes
 
+    @property
+    def priors(self) -> list[float] | None:
+        """The priors as they were given, as a list of floats, or `None`."""
+        return self._priors
+
+    def _made_shift(self) -> Shift | None:
+        shift = shift_of(self._priors)
+        if shift is None:
+            return None
+        # A tensor, once: there may be very many classes.
+        values = ops.convert_to_tensor(shift.values.astype(self.dtype))
+        return Shift(values, shift.spread)
+
     def __call__(
         self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
     ) -> Tensor:
@@ -103,8 +121,8 @@ class MarginLoss(keras.losses.Loss):
         return _OfScores(self, logits)(y_true, y_pred, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"scale": self.scale, "margin": self.margin, "dtype": self.dtype}
-        return {**super().get_config(), **own}
+        own = {"scale": self.scale, "margin": self.margin, "priors": self.priors}
+        return {**super().get_config(), **own, "dtype": self.dtype}
 
     def check_margin(self, margin: Margin) -> None:
         """Raises unless the margin is in range."""
@@ -114,17 +132,18 @@ class MarginLoss(keras.losses.Loss):
         """The score of a sample on its centroid, after the margin is applied."""
         raise NotImplementedError
 
-    def constants(self, logits: Tensor) -> tuple[float, float | Tensor]:
-        """Scale and margin for these logits."""
+    def constants(self, logits: Tensor) -> tuple[float, float | Tensor, Shift | None]:
+        """Scale, margin and shift for these logits."""
         number = logits.shape[1] if len(logits.shape) == 2 else None
         key = number, self.scale
         if key not in self._scales:  # warns, and only once
             self._scales[key] = scale_of(self, number, self._largest)
         share = _SHARE.get(self.margin_share)
         if share is None:
-            return self._scales[key], self._constant
+            return self._scales[key], self._constant, self._shift
         share = ops.convert_to_tensor(share)
-        return self._scales[key], share * ops.cast(self._constant, share.dtype)
+        margin = share * ops.cast(self._constant, share.dtype)
+        return self._scales[key], margin, self._shift
 
 
 class _OfScores(keras.losses.Loss):

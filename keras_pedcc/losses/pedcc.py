@@ -18,7 +18,9 @@ from keras_pedcc.losses.arguments import (
     weighted,
 )
 from keras_pedcc.losses.base import MarginLoss
+from keras_pedcc.losses.priors import Priors, shift_for, shift_of
 from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.scores.protocol import Shift
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -52,6 +54,7 @@ def pedcc_loss(
     margin: Margin = 0.5,
     mse_weight: float = 10.0,
     mse_root: int = 1,
+    priors: Priors | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> Tensor:
     """PEDCC-Loss, eq. 10, as a vector whose mean over the batch is the loss.
@@ -75,6 +78,9 @@ def pedcc_loss(
             for each class, see `am_softmax_loss`.
         mse_weight: Float lambda, not negative; the paper takes 10.
         mse_root: Whole number n, at least 1; the paper compares 1, 2 and 3.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes, see `am_softmax_loss`. They change eq. 8, not
+            the distance. Defaults to `None`.
         sample_weight: Weights, shape `(batch,)` or `(batch, 1)`, or `None`.
 
     Returns:
@@ -92,7 +98,8 @@ def pedcc_loss(
     Reference: Zhu et al., IEEE Access 2020, eq. 10.
     """
     check_constants(scale, margin, mse_weight, mse_root)
-    return _pedcc(y_true, y_pred, scale, margin, mse_weight, mse_root, sample_weight)
+    constants = scale, margin, shift_of(priors), mse_weight, mse_root
+    return _pedcc(y_true, y_pred, *constants, sample_weight)
 
 
 def _pedcc(
@@ -100,6 +107,7 @@ def _pedcc(
     y_pred: Outputs,
     scale: float,
     margin: Margin,
+    shift: Shift | None,
     mse_weight: float,
     mse_root: int,
     sample_weight: ArrayLike | None,
@@ -108,7 +116,8 @@ def _pedcc(
     margin = margin_of(margin, scores, target)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
-    loss = scores.additive_entropy(target, valid, scale, margin, inside)
+    shift = shift_for(shift, scores)
+    loss = scores.additive_entropy(target, valid, scale, margin, inside, shift)
     if sample_weight is not None:
         loss = weighted(loss, sample_weight)
     if mse_root == 1:
@@ -140,6 +149,9 @@ class PEDCCLoss(MarginLoss):
             batches, which changes a little with the batch size. Replicas of
             `tf.distribute` are one batch; processes of PyTorch's
             `DistributedDataParallel` and accumulated gradients take a root each.
+        priors: Sequence or array of `num_classes` positive numbers, counts or
+            frequencies of the classes, see `am_softmax_loss`. `scale="auto"` and the
+            warning of a small scale ignore them. Defaults to `None`.
         reduction: See `keras.losses.Loss`. With `mse_root` above 1 only
             `"sum_over_batch_size"` (or `"mean"`, the same): eq. 10 takes the
             root of a mean.
@@ -166,12 +178,15 @@ class PEDCCLoss(MarginLoss):
         mse_weight: float = 10.0,
         mse_root: int = 1,
         *,
+        priors: Priors | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "pedcc_loss",
         dtype: str = "float32",
     ) -> None:
         check_constants(1.0, margin, mse_weight, mse_root)
-        super().__init__(scale, margin, reduction=reduction, name=name, dtype=dtype)
+        super().__init__(
+            scale, margin, priors=priors, reduction=reduction, name=name, dtype=dtype
+        )
         if mse_root > 1 and reduction not in ("sum_over_batch_size", "mean"):
             raise ValueError(
                 "`mse_root` above 1 takes the root of a mean over the batch and "

@@ -1,6 +1,6 @@
 """Cosines to very many classes, by blocks of classes, never held whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -10,7 +10,7 @@ from keras import ops
 from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, inverse_lengths, unit_vectors
-from keras_pedcc.scores.protocol import Lower, Scores
+from keras_pedcc.scores.protocol import Lower, Scores, Shift
 from keras_pedcc.scores.sharding import ClassLayout
 
 BLOCK_SIZE = 4096
@@ -67,13 +67,20 @@ class BlockwiseScores(Scores):
         return ops.sum(self.features * unit_vectors(rows), axis=1)
 
     def _entropy(
-        self, index: Tensor, own: Tensor, lower: Lower, scale: float
+        self,
+        index: Tensor,
+        own: Tensor,
+        lower: Lower,
+        scale: float,
+        shift: Shift | None,
     ) -> Tensor:
-        others = _others(self, index, scale, ops.stop_gradient(own))
+        others = _others(self, index, scale, ops.stop_gradient(own), shift)
         # With its graph, it would hold this object in a circle through PyTorch.
         self.rank = ops.stop_gradient(others[1])
-        lowered = lower(own[:, None])[:, 0]
-        return ops.softplus(others[0] - scale * lowered)
+        scores = scale * lower(own[:, None])[:, 0]
+        if shift is not None:
+            scores = scores + ops.take(shift.values, index)
+        return ops.softplus(others[0] - scores)
 
     @property
     def tensors(self) -> Tensors:
@@ -81,20 +88,27 @@ class BlockwiseScores(Scores):
         return (self.centroids,)
 
     def over_others(
-        self, scaled: Tensor, bar: Tensor, index: Tensor, centroids: Tensor
+        self, scaled: Tensor, bar: Tensor, index: Tensor, *classes: Tensor
     ) -> Tensors:
-        """The softmax sums of the scores `z_j = scaled . c_j` of the other classes.
+        """The softmax sums of the scores `z_j = scaled . c_j + b_j` of other classes.
+
+        Args:
+            scaled: Features times the scale, shape `(batch, dim)`.
+            bar: Score of the own class without b, shape `(batch, 1)`.
+            index: Class indices, shape `(batch,)`.
+            *classes: The centroids, and b, shape `(num_classes,)`, if there is one.
 
         Returns:
-            The largest z, `sum_j exp(z_j - max)` and the number of z at or above
-            `bar`, of shape `(batch, 1)`; third of the four, of shape `(batch, dim)`,
+            The largest z, `sum_j exp(z_j - max)` and the number of `scaled . c_j` at
+            or above `bar` (counted where `ranked` or with b, else 0), of shape
+            `(batch, 1)`; third of the four, of shape `(batch, dim)`,
             `sum_j exp(z_j - max) c_j`.
         """
         if self.parts == 1:
-            return _pass_of_part(self, scaled, bar, centroids, index)
+            return _pass_of_part(self, scaled, bar, classes, index)
         tops, totals, pulls, nearer = self.layout.on_parts(
-            lambda rows, index: _pass_of_part(self, scaled, bar, rows, index),
-            centroids,
+            lambda part, index: _pass_of_part(self, scaled, bar, part, index),
+            classes,
             index,
         )
         top = ops.max(tops, axis=0)
@@ -104,24 +118,31 @@ class BlockwiseScores(Scores):
 
 
 def _others(
-    logits: BlockwiseScores, index: Tensor, scale: float, own: Tensor
+    logits: BlockwiseScores,
+    index: Tensor,
+    scale: float,
+    own: Tensor,
+    shift: Shift | None,
 ) -> Tensor:
-    """Log-sum-exp of `scale * cos` over the other classes, and how many are as near.
+    """Log-sum-exp of the scores of the other classes, and how many are as near.
 
-    One pass over the centroids computes both. The same pass accumulates the
-    softmax-weighted sum of the centroids, which is the gradient with respect to the
-    features. Trained centroids need a second pass for their own gradient.
+    The scores are `scale * cos`, plus the shift if there is one. One pass over the
+    centroids computes both. The same pass accumulates the softmax-weighted sum of the
+    centroids, which is the gradient with respect to the features. Trained centroids
+    need a second pass for their own gradient.
 
     Returns:
         Tensor of shape `(2, batch)`; the second row has no gradient.
     """
+    # With a shift the largest score does not tell whether a cosine is as large.
+    counted = logits.ranked or shift is not None
 
     def value(
-        features: Tensor, index: Tensor, own: Tensor, *centroids: Tensor
+        features: Tensor, index: Tensor, own: Tensor, *classes: Tensor
     ) -> tuple[Tensor, Tensors]:
         scaled, bar = scale * features, scale * own[:, None]
-        top, total, pull, nearer = logits.over_others(scaled, bar, index, *centroids)
-        if not logits.ranked:  # one at least, or none
+        top, total, pull, nearer = logits.over_others(scaled, bar, index, *classes)
+        if not counted:  # one at least, or none
             nearer = not_below(top, bar)
         outputs = ops.stack([top + ops.log(total), nearer])[:, :, 0]
         return outputs, (top, total, pull)
@@ -133,41 +154,48 @@ def _others(
                 "Received: training=False. Pass training=True to `compute_loss` or "
                 "`for_loss`."
             )
-        features, index, _, *centroids = tensors
+        features, index, _, *classes = tensors
         top, total, pull = residuals
         rate = upstream[0][:, None] / total
-        found: list[Tensor | None] = [None] * len(centroids)
+        found: list[Tensor | None] = [None] * len(classes)
         if logits.trained:
             scaled = scale * features
-            found = [_centroid_slopes(logits, scaled, centroids[0], index, top, rate)]
+            found[0] = _centroid_slopes(logits, scaled, classes, index, top, rate)
         return (scale * rate * pull, None, None, *found)
 
-    return with_gradient(value, slopes)(logits.features, index, own, *logits.tensors)
+    shifts = () if shift is None else (shift.values,)
+    tensors = (logits.features, index, own, *logits.tensors, *shifts)
+    return with_gradient(value, slopes)(*tensors)
 
 
 def _pass_of_part(
     logits: BlockwiseScores,
     scaled: Tensor,
     bar: Tensor,
-    centroids: Tensor,
+    classes: Sequence[Tensor],
     index: Tensor,
 ) -> Tensors:
+    centroids, *shift = classes
+    counted = logits.ranked or shift
     nothing = ops.zeros_like(scaled[:, :1])
     # Below any z: the length of a row is the scale.
     lowest = -2 * ops.sqrt(ops.sum(ops.square(scaled), axis=1, keepdims=True)) - 1
+    if shift:
+        lowest = lowest + ops.minimum(ops.min(shift[0]), 0)
     state = (lowest, nothing, ops.zeros_like(scaled), nothing)
 
     def add(start: Start, size: int, state: Tensors) -> Tensors:
         top, total, pull, nearer = state
         rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
+        if counted:
+            nearer = nearer + ops.sum(not_below(scores, bar), axis=1, keepdims=True)
+        scores = _shifted(scores, shift, start)
         higher = ops.maximum(top, ops.max(scores, axis=1, keepdims=True))
         powers = ops.exp(scores - higher)
         fading = ops.exp(top - higher)
         total = fading * total + ops.sum(powers, axis=1, keepdims=True)
         if logits.training:
             pull = fading * pull + ops.matmul(powers * inverse, rows)
-        if logits.ranked:
-            nearer = nearer + ops.sum(not_below(scores, bar), axis=1, keepdims=True)
         return higher, total, pull, nearer
 
     return _over_blocks(add, state, centroids.shape[0], logits.block_size)
@@ -184,32 +212,35 @@ def not_below(scores: Tensor, bar: Tensor) -> Tensor:
 def _centroid_slopes(
     logits: BlockwiseScores,
     scaled: Tensor,
-    centroids: Tensor,
+    classes: Sequence[Tensor],
     index: Tensor,
     top: Tensor,
     rate: Tensor,
 ) -> Tensor:
     """Gradient with respect to the centroids, shape `(num_classes, dim)`."""
     if logits.parts == 1:
-        return _slopes_of_part(logits, scaled, centroids, index, top, rate)
+        return _slopes_of_part(logits, scaled, classes, index, top, rate)
     slopes = logits.layout.on_parts(
-        lambda rows, index: _slopes_of_part(logits, scaled, rows, index, top, rate),
-        centroids,
+        lambda part, index: _slopes_of_part(logits, scaled, part, index, top, rate),
+        classes,
         index,
     )
-    return ops.reshape(slopes, centroids.shape)
+    return ops.reshape(slopes, classes[0].shape)
 
 
 def _slopes_of_part(
     logits: BlockwiseScores,
     scaled: Tensor,
-    centroids: Tensor,
+    classes: Sequence[Tensor],
     index: Tensor,
     top: Tensor,
     rate: Tensor,
 ) -> Tensor:
+    centroids, *shift = classes
+
     def slopes(start: Start, size: int) -> Tensor:
         rows, inverse, scores = _block(logits, scaled, centroids, index, start, size)
+        scores = _shifted(scores, shift, start)
         inverse = ops.transpose(inverse)
         units = rows * inverse
         powers = rate * ops.exp(scores - top)
@@ -247,6 +278,14 @@ def _block(
     there = filled(there, ops.equal(at, inside), -np.inf)
     where = ops.stack([ops.arange(ops.shape(at)[0], dtype=at.dtype), at], axis=1)
     return rows, inverse, ops.scatter_update(scores, where, there)
+
+
+def _shifted(scores: Tensor, shift: Sequence[Tensor], start: Start) -> Tensor:
+    """The scores of a block plus its part of the shift, if there is one."""
+    if not shift:
+        return scores
+    part = rows_from(ops.expand_dims(shift[0], 1), start, scores.shape[1])
+    return scores + ops.transpose(part)
 
 
 def cast_rows(centroids: Tensor, start: Start, size: int, dtype: Any) -> Tensor:

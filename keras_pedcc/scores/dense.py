@@ -11,7 +11,7 @@ from keras import ops
 from keras_pedcc.common import ArrayLike, Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, nan_unless
-from keras_pedcc.scores.protocol import Lower, Scores
+from keras_pedcc.scores.protocol import Lower, Scores, Shift
 
 
 class DenseScores(Scores):
@@ -50,17 +50,28 @@ class DenseScores(Scores):
         return super().distance(target)
 
     def entropy(
-        self, target: Tensor, lower: Lower, scale: float | Tensor = 1.0
+        self,
+        target: Tensor,
+        lower: Lower,
+        scale: float | Tensor = 1.0,
+        shift: Shift | None = None,
     ) -> Tensor:
         values = self._values
         if len(target.shape) == 2:
             lowered = values + target * (lower(values) - values)
-            return _soft_entropy(scale * lowered, target)
+            scores = scale * lowered
+            if shift is not None:
+                scores = scores + shift.values
+            return _soft_entropy(scores, target)
         index = target[:, None]
         own = lower(ops.take_along_axis(values, index, axis=1))
         itself = ops.equal(ops.arange(self.shape[1], dtype=index.dtype), index)
         others = filled(scale * values, itself, -np.inf)
-        return _entropy(_own_scale(scale, index) * own, others)
+        own = _own_scale(scale, index) * own
+        if shift is not None:
+            own = own + ops.take(shift.values, index)
+            others = others + shift.values
+        return _entropy(own, others)
 
     def additive_entropy(
         self,
@@ -69,12 +80,13 @@ class DenseScores(Scores):
         scale: float,
         margin: float | Tensor,
         mse_weight: float = 0.0,
+        shift: Shift | None = None,
     ) -> Tensor:
         if len(target.shape) == 1:
             return _additive_entropy(
-                self._values, target, valid, scale, margin, mse_weight
+                self._values, target, valid, scale, margin, mse_weight, shift
             )
-        loss = self.entropy(target, lambda cos: cos - margin, scale)
+        loss = self.entropy(target, lambda cos: cos - margin, scale, shift)
         return nan_unless(valid, loss + mse_weight * self.distance(target))
 
 
@@ -115,22 +127,32 @@ def _additive_entropy(
     scale: float,
     margin: float | Tensor,
     mse_weight: float,
+    shift: Shift | None,
 ) -> Tensor:
     """`log(1 + sum_{j != y} exp(u_j)) + lambda (1 - cos_y)`.
 
-    With `u_j = s (cos_j - cos_y + m)`, and with the gradient written out: as few
-    operations and passes over `(batch, num_classes)` as there can be. The class y
-    is masked inside the sum, because subtracting it afterwards would cancel.
+    With `u_j = s (cos_j - cos_y + m) + b_j - b_y`, b the shift, and with the gradient
+    written out: as few operations and passes over `(batch, num_classes)` as there can
+    be. The class y is masked inside the sum, because subtracting it afterwards would
+    cancel.
     """
-    powers_of = _plain_powers if _in_range(scale, margin, logits) else _safe_powers
+    spread = 0.0 if shift is None else shift.spread
+    in_range = _in_range(scale, margin, logits, spread)
+    powers_of = _plain_powers if in_range else _safe_powers
+    one_margin, shifted = isinstance(margin, numbers.Real), shift is not None
 
     def loss(
-        logits: Tensor, at: Tensor, valid: Tensor, margin: float | Tensor = margin
+        logits: Tensor, at: Tensor, valid: Tensor, *constants: Tensor
     ) -> tuple[Tensor, Tensors]:
         own = ops.take_along_axis(logits, at[:, 1:], axis=1)
         own = nan_unless(ops.expand_dims(valid, 1), own)
         others = ops.scatter_update(logits, at, -np.inf * ops.ones_like(own[:, 0]))
-        value, *powers = powers_of(others, own - margin, scale)
+        lowered = own - (margin if one_margin else constants[0])
+        if shifted:
+            # In units of cosine: the gradient is the same, given the powers.
+            others = others + constants[-1]
+            lowered = lowered + ops.take(constants[-1], at[:, 1:])
+        value, *powers = powers_of(others, lowered, scale)
         return (value + mse_weight * (1 - own))[:, 0], tuple(powers)
 
     def slopes(tensors: Tensors, residuals: Tensors, upstream: Tensor) -> Tensors:
@@ -143,19 +165,21 @@ def _additive_entropy(
 
     rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
     tensors = [logits, ops.stack([rows, index], axis=1), valid]
-    if not isinstance(margin, numbers.Real):
+    if not one_margin:
         tensors.append(ops.stop_gradient(margin))
+    if shift is not None:
+        tensors.append(shift.values / scale)
     return with_gradient(loss, slopes)(*tensors)
 
 
-def _in_range(scale: float, margin: Any, logits: Tensor) -> bool:
-    """Whether no `exp(s cos_j)`, and no sum of `exp(u_j)`, leaves float32."""
+def _in_range(scale: float, margin: Any, logits: Tensor, spread: float) -> bool:
+    """Whether no `exp(s cos_j + b_j)`, and no sum of `exp(u_j)`, leaves float32."""
     margin = margin if isinstance(margin, numbers.Real) else 2.0
-    return scale * (2 + margin) + math.log(logits.shape[1]) < 85
+    return scale * (2 + margin) + spread + math.log(logits.shape[1]) < 85
 
 
 def _plain_powers(others: Tensor, lowered: Tensor, scale: float) -> Tensors:
-    """The loss, `e_j = exp(s cos_j)`, `1 / (e_own + sum_j e_j)`, and `sum_j e_j`."""
+    """The loss, `e_j = exp(s others_j)`, `1 / (e_own + sum_j e_j)`, and `sum_j e_j`."""
     powers = ops.exp(scale * others)
     total = ops.sum(powers, axis=1, keepdims=True)
     own = ops.exp(scale * lowered)
@@ -163,7 +187,7 @@ def _plain_powers(others: Tensor, lowered: Tensor, scale: float) -> Tensors:
 
 
 def _safe_powers(others: Tensor, lowered: Tensor, scale: float) -> Tensors:
-    """The same, with `e` divided by `exp(s max(cos_j, lowered))`, to stay in range."""
+    """The same, with `e` divided by `exp(s max(others, lowered))`, to stay in range."""
     nearest = ops.max(others, axis=1, keepdims=True)
     top = ops.relu(scale * (nearest - lowered))
     powers = ops.exp(scale * (others - ops.maximum(nearest, lowered)))

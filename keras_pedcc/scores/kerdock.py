@@ -8,6 +8,7 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.vectors import filled
 from keras_pedcc.scores.blockwise import BlockwiseScores, Start, not_below, rows_from
+from keras_pedcc.scores.protocol import Lower, Shift
 
 
 class KerdockScores(BlockwiseScores):
@@ -48,6 +49,23 @@ class KerdockScores(BlockwiseScores):
     def own(self, index: Tensor) -> Tensor:
         vectors = ops.cast(self.centroids.vectors(index), self.dtype)
         return ops.sum(self.features * vectors, axis=1)
+
+    def _entropy(
+        self,
+        index: Tensor,
+        own: Tensor,
+        lower: Lower,
+        scale: float,
+        shift: Shift | None,
+    ) -> Tensor:
+        if shift is not None:
+            raise ValueError(
+                "`priors` must be None with scores of Kerdock's vectors by blocks, "
+                "which come in pairs of opposite ones. Received: priors of length "
+                f"{self.shape[1]}. Pass priors=None, or make the head with "
+                'scores="dense".'
+            )
+        return super()._entropy(index, own, lower, scale, shift)
 
     @property
     def tensors(self) -> Tensors:

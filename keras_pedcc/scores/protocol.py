@@ -1,12 +1,25 @@
 """What a loss asks of the cosines of a batch, however they are computed."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.vectors import nan_unless
 
 Lower: TypeAlias = Callable[[Tensor], Tensor]  # takes a margin off cosines
+
+
+class Shift(NamedTuple):
+    """What a loss adds to the scaled score of each class: the logarithm of its prior.
+
+    Attributes:
+        values: Shape `(num_classes,)`, as far above 0 as below. A constant of all
+            classes is left out, which softmax cancels.
+        spread: Float, the largest value minus the smallest.
+    """
+
+    values: Tensor
+    spread: float
 
 
 class Scores:
@@ -52,12 +65,17 @@ class Scores:
         return 1 - self.own(target)
 
     def entropy(
-        self, target: Tensor, lower: Lower, scale: float | Tensor = 1.0
+        self,
+        target: Tensor,
+        lower: Lower,
+        scale: float | Tensor = 1.0,
+        shift: Shift | None = None,
     ) -> Tensor:
-        """`log(1 + sum_{j != y} exp(s_j cos_j - s_y lower(cos_y)))`, shape `(batch,)`.
+        """`log(1 + sum_{j != y} exp(z_j - z_y))`, shape `(batch,)`.
 
-        For soft labels t class j gets the share t_j of the lowering:
-        `z_j = s_j (cos_j + t_j (lower(cos_j) - cos_j))`,
+        With `z_j = s_j cos_j + b_j` and `z_y = s_y lower(cos_y) + b_y`. For soft labels
+        t class j gets the share t_j of the lowering:
+        `z_j = s_j (cos_j + t_j (lower(cos_j) - cos_j)) + b_j`,
         `L = logsumexp(z) - sum_j t_j z_j`.
 
         Args:
@@ -65,8 +83,9 @@ class Scores:
             lower: Function of cosines, shape `(batch, 1)` or `(batch, num_classes)`.
             scale: Positive float s; for `DenseScores` also a tensor of shape
                 `(batch, 1)` or `(batch, num_classes)`.
+            shift: `Shift` b, or `None` for zeros. `rank` does not depend on it.
         """
-        return self._entropy(target, self.own(target), lower, scale)
+        return self._entropy(target, self.own(target), lower, scale, shift)
 
     def additive_entropy(
         self,
@@ -75,6 +94,7 @@ class Scores:
         scale: float,
         margin: float | Tensor,
         mse_weight: float = 0.0,
+        shift: Shift | None = None,
     ) -> Tensor:
         """Eq. 8 plus `mse_weight` times eq. 9, shape `(batch,)`; NaN where not valid.
 
@@ -85,13 +105,19 @@ class Scores:
             margin: Float, or tensor of shape `()`, `(batch, 1)`, or for soft labels
                 `(num_classes,)`.
             mse_weight: Float.
+            shift: See `entropy`.
         """
         own = self.own(target)
-        loss = self._entropy(target, own, lambda cos: cos - margin, scale)
+        loss = self._entropy(target, own, lambda cos: cos - margin, scale, shift)
         return nan_unless(valid, loss + mse_weight * (1 - own))
 
     def _entropy(
-        self, target: Tensor, own: Tensor, lower: Lower, scale: float | Tensor
+        self,
+        target: Tensor,
+        own: Tensor,
+        lower: Lower,
+        scale: float | Tensor,
+        shift: Shift | None,
     ) -> Tensor:
         """`entropy`, given the cosines to the own classes."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from keras_pedcc.common import Tensor
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import filled, unit_vectors
 from keras_pedcc.scores.blockwise import BlockwiseScores, not_below
-from keras_pedcc.scores.protocol import Lower
+from keras_pedcc.scores.protocol import Lower, Shift
 
 
 def number_of_samples(num_classes: int, rate: float) -> int:
@@ -62,12 +62,17 @@ class SampledScores(BlockwiseScores):
         self.seed = seed
 
     def _entropy(
-        self, index: Tensor, own: Tensor, lower: Lower, scale: float
+        self,
+        index: Tensor,
+        own: Tensor,
+        lower: Lower,
+        scale: float,
+        shift: Shift | None,
     ) -> Tensor:
-        """`log(1 + sum_{j != y} w_j exp(s cos_j - s lower(cos_y)))`.
+        """`log(1 + sum_{j != y} w_j exp(s cos_j + b_j - s lower(cos_y) - b_y))`.
 
-        With w_j the weights of `drawn_classes`. `rank` is that among the classes of
-        this step.
+        With w_j the weights of `drawn_classes` and b the shift. `rank` is that among
+        the classes of this step.
         """
         classes, log_weights = drawn_classes(
             index, self.shape[1], self.number, self.seed
@@ -78,11 +83,15 @@ class SampledScores(BlockwiseScores):
         log_weights = ops.cast(log_weights, self.dtype)
         # The own class is masked: subtracting it from the sum would cancel.
         out = ops.equal(classes, index[:, None]) | (log_weights == -np.inf)
+        if shift is not None:
+            log_weights = log_weights + ops.take(shift.values, classes)
         scores = filled(scale * cosines + log_weights, out, -np.inf)
         others = filled(cosines, out, -np.inf)
         self.rank = ops.sum(not_below(others, own[:, None]), axis=1)
-        lowered = lower(own[:, None])[:, 0]
-        return ops.softplus(ops.logsumexp(scores, axis=1) - scale * lowered)
+        own_score = scale * lower(own[:, None])[:, 0]
+        if shift is not None:
+            own_score = own_score + ops.take(shift.values, index)
+        return ops.softplus(ops.logsumexp(scores, axis=1) - own_score)
 
 
 def drawn_classes(

@@ -86,7 +86,7 @@ def _best_of_parts(
 ) -> tuple[Tensor, Tensor]:
     size = centroids.shape[0] // layout.parts
     cosines, classes = layout.on_parts(
-        lambda rows: _best(features, rows, min(k, size), block_size), centroids
+        lambda part: _best(features, part[0], min(k, size), block_size), (centroids,)
     )
     first = size * ops.arange(layout.parts, dtype="int32")
     best = [cosines, classes + first[:, None, None]]

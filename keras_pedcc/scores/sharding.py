@@ -161,27 +161,33 @@ class ClassLayout:
         return self.spread(value, [None] * len(value.shape))
 
     def on_parts(
-        self, function: Callable[..., Any], centroids: Tensor, *index: Tensor
+        self,
+        function: Callable[..., Any],
+        classes: Sequence[Tensor],
+        *index: Tensor,
     ) -> Any:
-        """`function(rows, *index)` on each device with its part of the centroids.
+        """`function(part, *index)` on each device with its part of the classes.
 
         Args:
-            function: Of rows, shape `(num_classes / parts, dim)`, and class indices
-                that count from the first of these rows; returns tensors.
-            centroids: Shape `(num_classes, dim)`.
+            function: Of a tuple of tensors, first axis `num_classes / parts`, and class
+                indices that count from the first of these rows; returns tensors.
+            classes: The centroids, and what else has `num_classes` as first axis.
             *index: Tensor of class indices, or nothing.
 
         Returns:
             What `function` does, with the parts as a first axis.
         """
-        number, dim = centroids.shape
+        number = classes[0].shape[0]
         size = number // self.parts
         # The first axis alone is cut: what loops over the second stays on its device.
-        rows = self.spread(ops.reshape(centroids, (self.parts, size, dim)))
+        cut = tuple(
+            self.spread(ops.reshape(each, (self.parts, size, *each.shape[1:])))
+            for each in classes
+        )
         first = ops.arange(0, number, size, dtype="int32")
         return ops.vectorized_map(
             lambda part: function(part[0], *(at - part[1] for at in index)),
-            (rows, first),
+            (cut, first),
         )
 
 
