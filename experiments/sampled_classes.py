@@ -117,16 +117,12 @@ def make_model(images, rate, args):
 
     import keras_pedcc
 
-    rate = None if rate == 1 else rate
+    scores = "dense" if rate == 1 else keras_pedcc.Sampled(rate)
     if args.head == "frozen":
-        head = keras_pedcc.PEDCCDense(
-            images.num_classes, scores=keras_pedcc.Sampled(rate)
-        )
+        head = keras_pedcc.PEDCCDense(images.num_classes, scores=scores)
         loss = keras_pedcc.PEDCCLoss("auto", args.margin)
     else:
-        head = keras_pedcc.CosineDense(
-            images.num_classes, scores=keras_pedcc.Sampled(rate)
-        )
+        head = keras_pedcc.CosineDense(images.num_classes, scores=scores)
         loss = keras_pedcc.AMSoftmaxLoss("auto", args.margin)
     inputs = keras.Input(images.x_train.shape[1:])
     model = keras_pedcc.PEDCCModel(inputs, head(backbone(inputs, args)))

@@ -119,3 +119,9 @@ def test_networks_that_do_not_belong_together_are_refused(networks):
             new_gallery=new[:0],
             gallery_labels=labels[:0],
         )
+
+
+def test_unseen_classes_of_one_image_each_give_no_report(rng):
+    old, new = rng.standard_normal((2, 6, 3))
+    report = compatibility_report(old, new, [0, 0, 1, 1, 2, 3], known=[0, 1], k=1)
+    assert report["unseen"] is None

@@ -348,6 +348,7 @@ def test_config_survives_a_round_trip(layer):
         ({"num_classes": 2.0}, TypeError, "`num_classes` must be a whole number"),
         ({"seed": -1}, ValueError, "`seed` must be at least 0"),
         ({"centroids": "best"}, ValueError, "`centroids` must be an array or one of"),
+        ({"kernel_initializer": "zeros"}, ValueError, "has predefined centroids"),
         ({"centroids": np.ones((4, 8))}, ValueError, "one row per class"),
         ({"centroids": np.full((3, 8), np.nan)}, ValueError, "must be finite"),
         ({"centroids": np.zeros((3, 8))}, ValueError, "without a row of zeros"),
@@ -374,3 +375,8 @@ def test_failed_restoring_leaves_no_head_of_nan():
         head.build_from_config({"input_shape": 5})
     head.build((None, 4))
     assert np.isfinite(numpy_of(head.centroids)).all()
+
+
+def test_method_that_does_not_reach_is_told_in_the_words_of_the_head():
+    with pytest.raises(ValueError, match=r"`centroids` must.*Use centroids=.auto"):
+        PEDCCDense(100, centroids="simplex").build((None, 8))

@@ -354,3 +354,22 @@ def test_margin_can_be_set(rng, margin):
     assert_allclose(loss(labels, cosines), expected, rtol=0)
     with pytest.raises(ValueError, match="`margin` must be a number"):
         loss.margin = -1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", -3.0), ("scale", np.nan), ("mse_weight", -5.0), ("mse_root", 0)],
+)
+def test_constants_that_are_set_later_are_checked(name, value):
+    loss = PEDCCLoss()
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        setattr(loss, name, value)
+
+
+def test_scale_can_be_set():
+    loss = PEDCCLoss(scale=1.0, margin=0.0)
+    arguments = [0], [[1.0, -1.0]]
+    before = float(loss(*arguments))
+    loss.scale = 2.0
+    assert float(loss(*arguments)) < before
+    assert loss.get_config()["scale"] == 2.0

@@ -550,11 +550,19 @@ def test_config_says_whether_the_head_streams(many, monkeypatch):
 def test_losses_of_all_logits_tell_what_scores_they_need(case):
     features, centroids, labels = case
     z = streamed(features, centroids, 8)
-    for function in (losses.hinge_loss, keras_pedcc.HingeLoss()):
+    norm = {"features": features, "logits": z, "norm": np.ones(BATCH, "float32")}
+    for function, outputs in (
+        (losses.hinge_loss, z),
+        (keras_pedcc.HingeLoss(), z),
+        (keras_pedcc.ASoftmaxLoss(), norm),
+        (keras_pedcc.LSoftmaxLoss(), norm),
+        (keras_pedcc.CenterLoss(), norm),
+        (losses.a_softmax_loss, norm),
+    ):
         with pytest.raises(
             ValueError, match=r'Received: BlockwiseScores.*scores="dense"'
         ):
-            function(labels, z)
+            function(labels, outputs)
 
 
 def test_class_form_of_a_loss_takes_scores_in_a_loop_of_ones_own(case):

@@ -19,7 +19,7 @@ rank = int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"])
 keras.distribution.initialize()
 
 import keras_pedcc  # noqa: E402
-from keras_pedcc.centroids.files import to_numpy  # noqa: E402
+from keras_pedcc.centroids.files import storable  # noqa: E402
 
 CLASSES, BATCH = 40, 16
 
@@ -65,7 +65,7 @@ def train(*callbacks):
     arguments = {"batch_size": BATCH // 2, "epochs": 3, "verbose": 0}
     history = model.fit(x, y, callbacks=[finetune, *callbacks], **arguments)
     variables = [*model.variables, *model.optimizer.variables]
-    data = b"".join(to_numpy(v).tobytes() for v in variables)
+    data = b"".join(storable(v).tobytes() for v in variables)
     return history.epoch, hashlib.sha256(data).hexdigest()
 
 

@@ -52,13 +52,17 @@ def inverse_lengths(rows: Tensor) -> Tensor:
     return ops.rsqrt(at_least(squared, 1e-12))
 
 
-def products(features: Tensor, centroids: Tensor) -> Tensor:
-    """`features @ centroids.T`, in the order that TensorFlow multiplies faster in."""
+def products(features: Tensor, centroids: Tensor, trained: bool = True) -> Tensor:
+    """`features @ centroids.T`, in the order that TensorFlow multiplies faster in.
+
+    The gradient over the centroids is left out unless `trained`, where that saves time.
+    """
     if centroids.shape[0] <= centroids.shape[1]:
         return ops.matmul(features, ops.transpose(centroids))
     if keras.backend.backend() == "tensorflow":
         # Its own gradient transposes back, which takes longer than the cosines.
-        return with_gradient(_product, _product_slopes)(features, centroids)
+        slopes = _product_slopes if trained else _feature_slopes
+        return with_gradient(_product, slopes)(features, centroids)
     return _product(features, centroids)[0]
 
 
@@ -74,13 +78,19 @@ def _product_slopes(
     return slope, ops.matmul(ops.transpose(upstream), features)
 
 
-def cosines(features: Tensor, centroids: Tensor) -> Tensor:
+def _feature_slopes(
+    tensors: Tensors, residuals: Tensors, upstream: Tensor
+) -> tuple[Tensor, None]:
+    return ops.matmul(upstream, tensors[1]), None
+
+
+def cosines(features: Tensor, centroids: Tensor, trained: bool = True) -> Tensor:
     """`features @ centroids.T / |centroids|`.
 
     The lengths are computed at every call, because anything may write the weight at
     any time. A row shorter than 1e-6 is divided by 1e-6.
     """
-    return products(features, centroids) * inverse_lengths(centroids)
+    return products(features, centroids, trained) * inverse_lengths(centroids)
 
 
 def with_fixed_mean(rows: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def compatibility_report(
         - `"same_not_farther"`, `"others_not_nearer"`: floats in [0, 1], see above,
         - `"compatible"`: bool, see above,
         - with `known`, `"known"` and `"unseen"`: dicts of the three reports and
-          `"compatible"`, for the queries of these classes; `None` if there are none.
+          `"compatible"`, for the queries of these classes; `None` if none of them has
+          a match.
 
     Raises:
         ValueError: A shape does not fit; the two networks have another `dim`; only some
@@ -107,7 +108,8 @@ def compatibility_report(
         classes = check_classes(labels=labels, old=of_old[0])
         is_known = np.isin(classes, _check_known(known))
         for name, which in (("known", is_known), ("unseen", ~is_known)):
-            report[name] = _reports(found, ranks, which) if which.any() else None
+            matched = which & ~np.isnan(found["old_in_old"][:, 0])
+            report[name] = _reports(found, ranks, which) if matched.any() else None
     return report
 
 

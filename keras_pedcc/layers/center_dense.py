@@ -11,7 +11,7 @@ from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import lengths, unit_vectors
 from keras_pedcc.layers.centroid_variables import mark_centroids
-from keras_pedcc.layers.cosine_dense import float_dtype
+from keras_pedcc.layers.cosine_dense import check_float, float_dtype
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -25,7 +25,7 @@ class CenterDense(keras.layers.Layer):
     The centres are marked as such for `FinetuneOptimizer`, whose second optimizer
     trains them: `FinetuneOptimizer(SGD(0.1, momentum=0.9), SGD(0.5))` has
     alpha = 0.5. Any other optimizer treats them as weights like others. The layer
-    computes in float32.
+    computes in float32; its weights have the variable dtype of the policy.
 
     Args:
         num_classes: int, at least 2.
@@ -63,6 +63,7 @@ class CenterDense(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**kwargs, "autocast": False})
+        check_float(self.variable_dtype)
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -100,7 +101,7 @@ class CenterDense(keras.layers.Layer):
         """What `CenterLoss` takes: the outputs and, under `"centers"`, the centres.
 
         `PEDCCModel` calls it. In a training loop of your own:
-        `loss(y, head.for_loss(head(x)))`.
+        `loss(y, head.for_loss(head(x)))`, on JAX inside one `keras.StatelessScope`.
         """
         return {**outputs, "centers": ops.convert_to_tensor(self.centers)}
 

@@ -92,7 +92,7 @@ class CosineDense(keras.layers.Layer):
     ) -> None:
         # Inputs and weights are cast here, to float32 whatever the policy computes in.
         super().__init__(**{**kwargs, "autocast": False})
-        _check_float(self.variable_dtype)
+        check_float(self.variable_dtype)
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
         if return_norm and not return_features:
@@ -103,12 +103,16 @@ class CosineDense(keras.layers.Layer):
         self.return_features = return_features
         self.return_norm = return_norm
         self.scores = self._choose(scores)
-        self.streams = self.scores != "dense"
         if self.streams and self.scores.sample_rate is not None:
             self.seed_generator = keras.random.SeedGenerator()
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
         self.margin_share = MarginShare()
+
+    @property
+    def streams(self) -> bool:
+        """Whether the head returns features alone, and the loss computes the scores."""
+        return self.scores != "dense"
 
     def _choose(self, scores: Choice | None) -> str | Blockwise:
         plain = self.return_features and not self.return_norm
@@ -140,7 +144,9 @@ class CosineDense(keras.layers.Layer):
         """What a loss takes: the outputs, with `Scores` where there are no logits.
 
         `PEDCCModel` calls it. In a training loop of your own:
-        `loss(y, head.for_loss(head(x, training=True)))`.
+        `loss(y, head.for_loss(head(x, training=True)))`. On JAX call both inside one
+        `keras.StatelessScope`: the scores read the centroids, which outside of it
+        are constants without a gradient.
 
         Args:
             outputs: What the head returned.
@@ -242,8 +248,8 @@ class CosineDense(keras.layers.Layer):
             check_layout(self, self._layout)
 
     def _logits(self, features: Tensor, training: bool | None) -> Tensor:
-        centroids = self._centroids_for(training)
-        return cosines(features, ops.cast(centroids, features.dtype))
+        centroids = ops.cast(self._centroids_for(training), features.dtype)
+        return cosines(features, centroids, self.trainable)
 
     def _centroids_for(self, training: bool | None) -> Tensor:
         """The centroids as a tensor, from which the logits are computed."""
@@ -257,7 +263,8 @@ class CosineDense(keras.layers.Layer):
         return ops.broadcast_to(steps, ops.shape(inputs)[:1])
 
 
-def _check_float(dtype: str) -> None:
+def check_float(dtype: str) -> None:
+    """Raises unless weights of this dtype can hold centroids."""
     if "float" not in dtype:
         raise ValueError(
             f"`dtype` must be a float dtype. Received: dtype={dtype!r}. Pass "

@@ -108,6 +108,12 @@ class PEDCCDense(CosineDense):
         keep_mean: bool | None = None,
         **kwargs: Any,
     ) -> None:
+        if "kernel_initializer" in kwargs:
+            raise ValueError(
+                "`PEDCCDense` has predefined centroids. Received: kernel_initializer="
+                f"{kwargs['kernel_initializer']!r}. Leave it out, pass `centroids`, or "
+                "use `CosineDense`."
+            )
         trained = kwargs.get("trainable", False)
         frozen = kwargs.pop("frozen", None)
         fine_tuned = kwargs.pop("fine_tuned", False)
@@ -228,9 +234,13 @@ class PEDCCDense(CosineDense):
     def _generated(self, shape: Shape, dtype: str | None) -> Tensor:
         # Short from the start: a long copy beside it may be most of the memory.
         made = dtype if dtype in DTYPES else "float32"
-        centroids = generate_pedcc(
-            *shape, method=self._source, seed=self.seed, dtype=made
-        )
+        try:
+            centroids = generate_pedcc(
+                *shape, method=self._source, seed=self.seed, dtype=made
+            )
+        except ValueError as error:  # in the words of this head
+            told = str(error).replace("`method`", "`centroids`")
+            raise ValueError(told.replace("method=", "centroids=")) from error
         return ops.cast(centroids, dtype)
 
 

@@ -55,7 +55,7 @@ class MarginLoss(keras.losses.Loss):
     margin_share: keras.Variable | None
     _largest: Any  # float, that of the class with the largest margin
     _constant: Any  # float, or tensor with one for each class
-    _scales: dict[tuple[int | None, Scale], float]
+    _scales: dict[int | None, float]
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class MarginLoss(keras.losses.Loss):
         dtype: str,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=check_dtype(dtype))
-        self.scale = check_scale_or_auto(scale)
+        self.scale = scale
         self.margin = margin
         self._priors = None if priors is None else check_priors(priors).tolist()
         self._shift = self._made_shift()
@@ -78,6 +78,16 @@ class MarginLoss(keras.losses.Loss):
     def weights_inside(self) -> bool:
         """Whether `call` takes the sample weights."""
         return False
+
+    @property
+    def scale(self) -> Scale:
+        """The scale as a float, or "auto". Settable."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: Scale) -> None:
+        self._scale = check_scale_or_auto(scale)
+        self._scales = {}  # by the number of classes
 
     @property
     def margin(self) -> float | list[float]:
@@ -92,7 +102,7 @@ class MarginLoss(keras.losses.Loss):
             # Once: there may be as many as there are classes, in every step.
             self._largest = max(self._margin)
             self._constant = ops.convert_to_tensor(np.array(self._margin, self.dtype))
-        self._scales = {}  # by the number of classes
+        self._scales = {}
 
     @property
     def priors(self) -> list[float] | None:
@@ -135,15 +145,14 @@ class MarginLoss(keras.losses.Loss):
     def constants(self, logits: Tensor) -> tuple[float, float | Tensor, Shift | None]:
         """Scale, margin and shift for these logits."""
         number = logits.shape[1] if len(logits.shape) == 2 else None
-        key = number, self.scale
-        if key not in self._scales:  # warns, and only once
-            self._scales[key] = scale_of(self, number, self._largest)
+        if number not in self._scales:  # warns, and only once
+            self._scales[number] = scale_of(self, number, self._largest)
         share = _SHARE.get(self.margin_share)
         if share is None:
-            return self._scales[key], self._constant, self._shift
+            return self._scales[number], self._constant, self._shift
         share = ops.convert_to_tensor(share)
         margin = share * ops.cast(self._constant, share.dtype)
-        return self._scales[key], margin, self._shift
+        return self._scales[number], margin, self._shift
 
 
 class _OfScores(keras.losses.Loss):

@@ -10,7 +10,7 @@ from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.replicas import number_of_replicas, sum_over_replicas
 from keras_pedcc.common.vectors import filled, nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, weighted
-from keras_pedcc.losses.targets import Outputs, prepare
+from keras_pedcc.losses.targets import Outputs, check_held, prepare
 from keras_pedcc.scores.protocol import Scores
 
 
@@ -126,6 +126,7 @@ class CenterLoss(keras.losses.Loss):
     def __call__(
         self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
     ) -> Tensor:
+        check_held(y_pred)
         if sample_weight is None:
             return super().__call__(y_true, y_pred)
         # The weights belong into the counts of the classes, too.

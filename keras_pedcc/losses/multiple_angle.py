@@ -11,7 +11,7 @@ from keras import ops
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import check_dtype, check_range, is_number, is_tensor
-from keras_pedcc.losses.targets import Outputs, prepare
+from keras_pedcc.losses.targets import Outputs, check_held, prepare
 from keras_pedcc.scores.dense import DenseScores
 from keras_pedcc.scores.protocol import Lower, Scores
 
@@ -62,9 +62,10 @@ def a_softmax_loss(
     Recognition", 2017, eq. 7, lambda in its appendix.
     """
     scores, target, valid = prepare(y_true, y_pred)
+    cosines = DenseScores(scores.logits)
     norm = ops.expand_dims(_norm_of(y_pred, (None,), scores), 1)
     lower = _lowering(margin, annealing, scores)
-    return nan_unless(valid, scores.entropy(target, lower, norm))
+    return nan_unless(valid, cosines.entropy(target, lower, norm))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -165,6 +166,12 @@ class _AnnealedLoss(keras.losses.Loss):
         _check_annealing(**annealing, prefix="annealing_")
         for name, value in annealing.items():
             setattr(self, f"annealing_{name}", float(value))
+
+    def __call__(
+        self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
+    ) -> Tensor:
+        check_held(y_pred)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def annealing_of(self, y_pred: Outputs) -> float | Tensor:
         """Lambda of each sample, from the steps the head has counted."""

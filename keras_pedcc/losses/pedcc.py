@@ -193,8 +193,28 @@ class PEDCCLoss(MarginLoss):
                 f"needs a mean as reduction. Received: reduction={reduction!r}, "
                 f'mse_root={mse_root}. Pass reduction="sum_over_batch_size".'
             )
-        self.mse_weight = float(mse_weight)
-        self.mse_root = int(mse_root)
+        self.mse_weight = mse_weight
+        self.mse_root = mse_root
+
+    @property
+    def mse_weight(self) -> float:
+        """Lambda of eq. 10. Settable."""
+        return self._mse_weight
+
+    @mse_weight.setter
+    def mse_weight(self, mse_weight: float) -> None:
+        check_constants(1.0, 0.0, mse_weight, 1)
+        self._mse_weight = float(mse_weight)
+
+    @property
+    def mse_root(self) -> int:
+        """N of eq. 10. Settable."""
+        return self._mse_root
+
+    @mse_root.setter
+    def mse_root(self, mse_root: int) -> None:
+        check_constants(1.0, 0.0, 0.0, mse_root)
+        self._mse_root = int(mse_root)
 
     @property
     def weights_inside(self) -> bool:

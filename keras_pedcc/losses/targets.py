@@ -27,7 +27,7 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     _check_shapes(labels, scores)
     num_classes = scores.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
-        _refuse_soft_labels(scores)
+        _refuse_soft_labels(scores, labels)
         target = ops.cast(labels, scores.dtype)
         return scores, target, are_distributions(target)
     if len(labels.shape) == 2:
@@ -43,11 +43,19 @@ def scores_of(y_pred: Outputs) -> Scores:
     return logits if isinstance(logits, Scores) else DenseScores(logits)
 
 
-def _refuse_soft_labels(scores: Scores) -> None:
+def check_held(y_pred: Outputs) -> None:
+    """Raises where the scores are computed by parts: Keras makes no tensor of them."""
+    logits = y_pred.get("logits") if isinstance(y_pred, dict) else y_pred
+    if isinstance(logits, Scores):
+        _ = logits.logits  # tells what the loss needs
+
+
+def _refuse_soft_labels(scores: Scores, labels: Tensor) -> None:
     if not scores.takes_soft_labels:
         raise ValueError(
             "A head with scores by blocks needs class indices as labels, shape "
-            f"(batch,). Received: y_true.shape={scores.shape}, one-hot or soft labels. "
+            f"(batch,). Received: y_true.shape={tuple(labels.shape)}, one-hot or soft "
+            "labels. "
             'Pass `y_true.argmax(axis=1)`, or make the head with scores="dense".'
         )
 

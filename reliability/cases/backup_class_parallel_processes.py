@@ -57,7 +57,7 @@ def work(folder, kind):
     import numpy as np
 
     import keras_pedcc
-    from keras_pedcc.centroids.files import to_numpy
+    from keras_pedcc.centroids.files import storable
 
     class Kill(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -78,7 +78,7 @@ def work(folder, kind):
     arguments = {"epochs": 3, "batch_size": 8, "verbose": 0}
     history = model.fit(x, y, callbacks=callbacks, **arguments)
     assert history.epoch[0] == (1 if kind == "resumed" else 0)
-    data = b"".join(to_numpy(v).tobytes() for v in model.variables)
+    data = b"".join(storable(v).tobytes() for v in model.variables)
     if int(os.environ["KERAS_DISTRIBUTION_PROCESS_ID"]) == 0:
         (pathlib.Path(folder) / kind).write_bytes(data)
 

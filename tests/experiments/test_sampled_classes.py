@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 import sampled_classes
@@ -27,6 +29,15 @@ def test_rates_are_compared_seed_by_seed():
     assert tenth["minus_rate_1"]["mean"] == pytest.approx(-0.15)
     assert tenth["minus_rate_1"]["deviation"] == pytest.approx(0.05 * 2**0.5)
     assert sampled_classes.rows(runs[2:])[0]["minus_rate_1"] is None
+
+
+@pytest.mark.parametrize("head", ["frozen", "trained"])
+@pytest.mark.parametrize(("rate", "streams"), [(1, False), (0.5, True)])
+def test_rate_one_is_the_plain_head(head, rate, streams):
+    images = types.SimpleNamespace(num_classes=6, x_train=np.zeros((4, 28, 28, 1)))
+    args = sampled_classes.parse_args(["--head", head, "--dim", "8"])
+    model = sampled_classes.make_model(images, rate, args)
+    assert model.layers[-1].streams is streams
 
 
 def test_sampling_benchmark_refuses_arguments(capsys):
