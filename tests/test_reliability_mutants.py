@@ -10,6 +10,14 @@ from reliability import mutants
 
 PACKAGE = pathlib.Path(keras_pedcc.__file__).parent
 SCRIPT = pathlib.Path(mutants.__file__)
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_every_fault_says_where_it_goes_and_what_catches_it():
+    for fault in mutants.load_faults():
+        assert {"file", "old", "new", "what", "tests"} <= fault.keys()
+        for name in fault["tests"]:
+            assert (TESTS / name.split("::")[0]).is_file(), name
 
 
 def test_fault_that_fits_nowhere_is_refused():
