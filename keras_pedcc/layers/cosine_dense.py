@@ -131,10 +131,6 @@ class CosineDense(keras.layers.Layer):
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
 
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [*super().metrics, *self.margin_share.metrics]
-
     def for_loss(
         self,
         outputs: Tensor | dict[str, Tensor],
