@@ -5,7 +5,6 @@ import keras
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.layers.room import check_growth
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.sublayers import heads_of
 
@@ -45,25 +44,21 @@ def grow_classes(model: keras.Model, num_classes: int) -> None:
     >>> model.predict(np.ones((1, 64)), verbose=0).shape
     (1, 8)
     """
-    heads = _heads_of(model)
-    # The one with the least room first: all grow, or none.
-    for head in sorted(heads, key=lambda head: head.capacity):
-        check_growth(head, num_classes)
+    # The one with the least room first, which raises if any does: all grow, or none.
+    for head in sorted(_own_heads(model), key=lambda head: head.capacity):
         head.grow(num_classes)
     with strategy_scope(model):
         rebuild_functions(model)
 
 
-def _heads_of(model: keras.Model) -> list[CosineDense]:
+def _own_heads(model: keras.Model) -> list[CosineDense]:
     own = {id(v) for v in model.variables}
     # A layer may know another one that is no part of the model, such as a teacher.
     heads = [
         head for head in heads_of(model) if all(id(v) in own for v in head.variables)
     ]
-    received = (
-        f"Received: model {model.name!r} with heads "
-        f"{ ({head.name: head.num_classes for head in heads}) } (name: classes in use)."
-    )
+    used = {head.name: head.num_classes for head in heads}
+    received = f"Received: model {model.name!r} with classes in use {used}."
     if not heads or any(isinstance(head, CenterDense) for head in heads):
         raise ValueError(
             "`grow_classes` needs a model whose head can have room for more classes: "
