@@ -45,6 +45,7 @@ from keras_pedcc.scores.sharding import class_parallel
 from keras_pedcc.training.backup import AtomicBackup
 from keras_pedcc.training.finetune import FinetuneCallback
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
+from keras_pedcc.training.growing import grow_classes
 from keras_pedcc.training.loading import load_model
 from keras_pedcc.training.model import PEDCCModel
 from keras_pedcc.training.warmup import MarginWarmup
@@ -85,6 +86,7 @@ __all__ = [
     "embed",
     "embedder",
     "generate_pedcc",
+    "grow_classes",
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",

@@ -17,6 +17,7 @@ from keras_pedcc import (
     PEDCCLoss,
     PEDCCModel,
     Sampled,
+    grow_classes,
     losses,
 )
 from keras_pedcc.evaluation.prediction import predict_all
@@ -417,3 +418,24 @@ def test_class_parallel_takes_some_of_the_devices():
     mesh = distribution.device_mesh
     assert (mesh.shape, mesh.devices.tolist()) == ((2, 1), [["cpu:1"], ["cpu:3"]])
     assert distribution.batch_dim_name == "batch"
+
+
+# Room for later classes
+
+
+def test_classes_that_are_cut_must_all_be_in_use():
+    text = r"have all of them in use.*num_classes=120, capacity=128, with 4 devices"
+    with pytest.raises(ValueError, match=text):
+        make_model(None, capacity=128)
+
+
+@pytest.mark.parametrize("scores", ["dense", Blockwise(8)])
+def test_heads_grow_where_the_batch_alone_is_cut(samples, scores):
+    models = []
+    for rows in (4, ALONE):
+        model = make_model(rows, capacity=128, trainable=True, scores=scores)
+        fit(model, samples, 1)
+        grow_classes(model, 128)
+        fit(model, samples, 1)
+        models.append(model)
+    assert_same(*models)

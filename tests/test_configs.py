@@ -20,6 +20,7 @@ WITH_MARGIN = {"scale": 9.0, "margin": 0.1, "priors": [3.0, 0.5], "reduction": "
 NORMED = {"return_norm": True, "dtype": "float16"}
 SAMPLED = {"scores": keras_pedcc.Sampled(0.5, block_size=7)}
 BARE = {"return_features": False, "trainable": True}
+ROOM = {"capacity": 310}
 METRIC = {"num_classes": 5, "dim": 6}
 # Class and the arguments of one or more objects, none of them a default.
 CASES = [
@@ -36,16 +37,26 @@ CASES = [
     (keras_pedcc.LSoftmaxLoss, [ANNEALED]),
     (keras_pedcc.CenterLoss, [{"center_weight": 0.5, "reduction": "mean"}]),
     (keras_pedcc.HingeLoss, [{"margin": 2.0, "reduction": "sum"}]),
-    (keras_pedcc.CosineDense, [NORMED, SAMPLED, {"return_features": False}]),
+    (keras_pedcc.CosineDense, [NORMED, SAMPLED, ROOM, {"return_features": False}]),
     (
         keras_pedcc.PEDCCDense,
-        [NORMED, SAMPLED, BARE, {"seed": 3, "centroids": "random", "keep_mean": True}],
+        [
+            NORMED,
+            SAMPLED,
+            ROOM,
+            BARE,
+            {"seed": 3, "centroids": "random", "keep_mean": True},
+        ],
     ),
     (
         keras_pedcc.KerdockDense,
-        [{"return_norm": True}, {"seed": 3, "scores": keras_pedcc.Blockwise(9)}, BARE],
+        [
+            {"return_norm": True, **ROOM},
+            {"seed": 3, "scores": keras_pedcc.Blockwise(9)},
+            BARE,
+        ],
     ),
-    (keras_pedcc.ProductDense, [{"trainable": False}]),
+    (keras_pedcc.ProductDense, [{"trainable": False}, ROOM]),
     (keras_pedcc.CenterDense, [{"trainable": False}]),
     (keras_pedcc.IntraClassDistance, [METRIC]),
     (keras_pedcc.InterClassDistance, [METRIC]),

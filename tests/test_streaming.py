@@ -11,7 +11,7 @@ import keras_pedcc
 from keras_pedcc import PEDCCDense, PEDCCLoss, PEDCCModel, losses
 from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.search import nearest_classes
-from keras_pedcc.training.model import _check_number
+from keras_pedcc.training.label_checks import check_number
 
 BATCH, CLASSES, DIM = 16, 37, 6
 BACKEND = keras.backend.backend()
@@ -536,7 +536,7 @@ def test_loss_leaves_the_outputs_as_they_are(samples):
 
 def test_more_classes_than_labels_can_name_are_refused():
     with pytest.raises(ValueError, match="at most 16,777,216"):
-        _check_number(2**24 + 1)
+        check_number(2**24 + 1)
 
 
 @pytest.mark.parametrize("many", [False, True])

@@ -28,7 +28,8 @@ def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
 
     Args:
         centroids: Array, tensor or weight, shape `(num_classes, dim)`; or a head that
-            is built, `KerdockDense` included. Their lengths do not matter.
+            is built, `KerdockDense` included. Their lengths do not matter. Of a head
+            with room all rows count: its fingerprint stays the same when it grows.
 
     Returns:
         Dict that JSON can hold: `"version"`, `"num_classes"`, `"dim"`, and
@@ -47,7 +48,8 @@ def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
     Reference: the signs are those of a random projection, Achlioptas,
     "Database-friendly random projections", 2003.
     """
-    centroids = getattr(centroids, "centroids", centroids)
+    own = getattr(centroids, "centroids", centroids)
+    centroids = getattr(centroids, "all_centroids", own)
     if not isinstance(centroids, KerdockCentroids):
         centroids = check_centroids(_array_of(centroids))
     number, dim = centroids.shape

@@ -9,12 +9,19 @@ from keras import ops
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
+from keras_pedcc.common.rows_in_use import mark_room
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
+from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
 from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.choice import Blockwise, Choice, check_scores
 from keras_pedcc.scores.sampled import SampledScores, number_of_samples
-from keras_pedcc.scores.sharding import check_divisible, check_layout, class_layout
+from keras_pedcc.scores.sharding import (
+    check_divisible,
+    check_layout,
+    class_layout,
+    refuse_room,
+)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -34,6 +41,10 @@ class CosineDense(keras.layers.Layer):
 
     Args:
         num_classes: int, at least 2.
+        capacity: int, at least `num_classes`. Rows of the weight: room for classes that
+            come later. Outputs, losses and predictions know the first `num_classes`
+            alone, until `grow`, or `keras_pedcc.grow_classes` for a whole model, takes
+            more of them in use. Defaults to `num_classes`.
         return_features: bool. Whether to return the unit features beside the
             logits.
         return_norm: bool. Whether to return, beside the features, what A-Softmax
@@ -60,10 +71,11 @@ class CosineDense(keras.layers.Layer):
         `"dense"`, a dict of `"features"` alone.
 
     Raises:
-        TypeError: `num_classes` is not a whole number.
+        TypeError: `num_classes` or `capacity` is not a whole number.
         ValueError: `num_classes` or the last dimension of the input is below 2;
-            a norm is asked for without features; `scores` is none of the above, or
-            leaves the logits to the loss in a head that shall return them or a norm.
+            `capacity` is below `num_classes`; a norm is asked for without features;
+            `scores` is none of the above, or leaves the logits to the loss in a head
+            that shall return them or a norm.
 
     Example:
 
@@ -84,6 +96,7 @@ class CosineDense(keras.layers.Layer):
         self,
         num_classes: int,
         *,
+        capacity: int | None = None,
         return_features: bool = True,
         return_norm: bool = False,
         kernel_initializer: Any = "random_normal",
@@ -95,6 +108,7 @@ class CosineDense(keras.layers.Layer):
         check_float(self.variable_dtype)
         check_whole(2, num_classes=num_classes)
         self.num_classes = int(num_classes)
+        self.capacity = check_capacity(self.num_classes, capacity)
         if return_norm and not return_features:
             raise ValueError(
                 "`return_norm` needs the features. Received: return_norm=True, "
@@ -117,7 +131,7 @@ class CosineDense(keras.layers.Layer):
     def _choose(self, scores: Choice | None) -> str | Blockwise:
         plain = self.return_features and not self.return_norm
         if scores is None:
-            many = self.num_classes >= self._blockwise_from
+            many = self.capacity >= self._blockwise_from
             return Blockwise() if many and plain else "dense"
         scores = check_scores(scores)
         if scores != "dense" and not plain:
@@ -130,6 +144,31 @@ class CosineDense(keras.layers.Layer):
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
+
+    def grow(self, num_classes: int) -> None:
+        """Takes more of the `capacity` classes in use. The weights stay as they are.
+
+        Compiled training steps go on with the old number: use
+        `keras_pedcc.grow_classes`, which makes them anew, or call `compile` afterwards.
+
+        Args:
+            num_classes: int, from the number in use to `capacity`.
+
+        Raises:
+            TypeError: `num_classes` is not a whole number.
+            ValueError: `num_classes` is out of range.
+        """
+        check_growth(self, num_classes)
+        self.num_classes = int(num_classes)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().compute_output_spec(*args, **kwargs)
+        # A graph would record a number that growing makes wrong.
+        return outputs if self._is_full else with_open_width(outputs)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.num_classes == self.capacity
 
     def for_loss(
         self,
@@ -162,6 +201,7 @@ class CosineDense(keras.layers.Layer):
             return SampledScores(
                 features,
                 ops.convert_to_tensor(self.centroids),
+                num_classes=self.num_classes,
                 trained=self.trainable,
                 number=number_of_samples(self.num_classes, self.scores.sample_rate),
                 seed=self.seed_generator,
@@ -169,6 +209,7 @@ class CosineDense(keras.layers.Layer):
         return BlockwiseScores(
             features,
             self._centroids_for(training),
+            num_classes=self.num_classes,
             trained=self.trainable,
             block_size=self.scores.block_size,
             training=training,
@@ -208,6 +249,7 @@ class CosineDense(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config["num_classes"] = self.num_classes
+        config["capacity"] = self.capacity
         config["return_features"] = self.return_features
         config["return_norm"] = self.return_norm
         config["scores"] = keras.saving.serialize_keras_object(self.scores)
@@ -218,13 +260,16 @@ class CosineDense(keras.layers.Layer):
 
     def _add_weights(self, dim: int, initializer: Any) -> None:
         self._layout = class_layout(f"{self.path}/centroids")
-        check_divisible(self.num_classes, self._layout)
+        check_divisible(self.capacity, self._layout)
+        refuse_room(self.num_classes, self.capacity, self._layout)
         self.centroids = self.add_weight(
-            shape=(self.num_classes, dim),
+            shape=(self.capacity, dim),
             initializer=initializer,
             autocast=False,
             name="centroids",
         )
+        if not self._is_full:
+            mark_room(self.centroids, self)
         self._add_counter(dim)
 
     def _add_counter(self, dim: int) -> None:
@@ -244,12 +289,17 @@ class CosineDense(keras.layers.Layer):
             check_layout(self, self._layout)
 
     def _logits(self, features: Tensor, training: bool | None) -> Tensor:
-        centroids = ops.cast(self._centroids_for(training), features.dtype)
+        centroids = self._in_use(self._centroids_for(training))
+        centroids = ops.cast(centroids, features.dtype)
         return cosines(features, centroids, self.trainable)
 
     def _centroids_for(self, training: bool | None) -> Tensor:
-        """The centroids as a tensor, from which the logits are computed."""
+        """The centroids as a tensor, of which the first `num_classes` are in use."""
         return ops.convert_to_tensor(self.centroids)
+
+    def _in_use(self, rows: Tensor) -> Tensor:
+        """The rows of the classes in use."""
+        return rows if rows.shape[0] == self.num_classes else rows[: self.num_classes]
 
     def _count(self, inputs: Tensor, training: bool | None) -> Tensor:
         """The training steps so far, this one included, for each sample."""

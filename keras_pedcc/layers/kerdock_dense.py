@@ -38,6 +38,8 @@ class KerdockDense(CosineDense):
     Args:
         num_classes: int, more than `2 d`; at most about `d^3 / 2`, or `2 d^3` if
             d is an odd power of two (d >= 16).
+        capacity: int, at least `num_classes`, at most as many. Room for classes that
+            come later, as in `PEDCCDense`. Defaults to `num_classes`.
         seed: int, at least 0. Draws the centroids: same seed, same centroids.
         return_features: bool. Whether to return the unit features beside the
             logits.
@@ -46,26 +48,27 @@ class KerdockDense(CosineDense):
             the layer has seen, which it counts in one more weight, `iterations`.
         scores: `"dense"`, `"blockwise"` or a `keras_pedcc.Blockwise`, see
             `CosineDense`; blocks are rounded up to a multiple of `2 d`. Defaults to
-            `"blockwise"` from 100,000 classes on, as in `PEDCCDense`.
+            `"blockwise"` from a capacity of 100,000 on, as in `PEDCCDense`.
         **kwargs: `name`, `dtype`, see `keras.layers.Layer`.
 
     Call arguments:
         inputs: Float tensor, shape `(batch, dim)`.
 
     Attributes:
-        centroids: The centroids as signs, once the layer is built: an argument of
-            `nearest_classes`, and for `numpy.asarray` an array of shape
+        centroids: The centroids in use as signs, once the layer is built: an argument
+            of `nearest_classes`, and for `numpy.asarray` an array of shape
             `(num_classes, dim)`.
+        all_centroids: All that there is room for, `capacity` of them, in the same form.
 
     Returns:
         As `CosineDense`: a dict of `"features"` and `"logits"`, the logits alone, or
         a dict of `"features"` alone.
 
     Raises:
-        TypeError: `num_classes` or `seed` is not a whole number.
-        ValueError: `num_classes` is outside the range above, which is known once the
-            layer is built; a norm is asked for without features; `scores` is a
-            `Sampled`, or as in `CosineDense`.
+        TypeError: `num_classes`, `capacity` or `seed` is not a whole number.
+        ValueError: `num_classes` or `capacity` is outside the range above, which is
+            known once the layer is built, or `capacity` below `num_classes`; a norm is
+            asked for without features; `scores` is a `Sampled`, or as in `CosineDense`.
 
     Example:
 
@@ -85,6 +88,7 @@ class KerdockDense(CosineDense):
         self,
         num_classes: int,
         *,
+        capacity: int | None = None,
         seed: int = 0,
         return_features: bool = True,
         return_norm: bool = False,
@@ -95,6 +99,7 @@ class KerdockDense(CosineDense):
         _refuse_others(kwargs)
         super().__init__(
             num_classes,
+            capacity=capacity,
             return_features=return_features,
             return_norm=return_norm,
             scores=scores,
@@ -107,10 +112,10 @@ class KerdockDense(CosineDense):
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self.dim = check_dim(input_shape)
-        _check_number(self.num_classes, self.dim)
+        _check_numbers(self.dim, num_classes=self.num_classes, capacity=self.capacity)
         self._layout = None  # all devices hold all
         rng = np.random.default_rng(self.seed)
-        made = kerdock_signs(self.num_classes, self.dim, rng)
+        made = kerdock_signs(self.capacity, self.dim, rng)
         names = "signs", "columns", "flips"
         self._parts = [
             self.add_weight(
@@ -128,13 +133,24 @@ class KerdockDense(CosineDense):
 
     @property
     def centroids(self) -> KerdockCentroids:
+        return self._first_centroids(self.num_classes)
+
+    @property
+    def all_centroids(self) -> KerdockCentroids:
+        """All centroids that there is room for."""
+        return self._first_centroids(self.capacity)
+
+    def _first_centroids(self, number: int) -> KerdockCentroids:
         if not self.built:
             raise ValueError(
                 "`centroids` are there once the layer is built. Received: layer "
                 f"{self.name!r}, not built. Call it, or build((None, dim)), before."
             )
-        parts = map(ops.convert_to_tensor, self._parts)
-        return KerdockCentroids(self.num_classes, self.dim, *parts)
+        signs, *others = map(ops.convert_to_tensor, self._parts)
+        bases = -(-number // (2 * signs.shape[1]))  # the first has no signs
+        if bases <= signs.shape[0]:
+            signs = signs[: bases - 1]
+        return KerdockCentroids(number, self.dim, signs, *others)
 
     def _scores_of(
         self, features: Tensor, training: bool, ranked: bool
@@ -172,17 +188,19 @@ def _refuse_others(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_number(num_classes: int, dim: int) -> None:
+def _check_numbers(dim: int, **numbers: int) -> None:
     if dim < 4:
         raise ValueError(
             "Kerdock's vectors have 4 dimensions or more. Received: an input of "
             f"{dim} features. Make the layer before the head wider."
         )
     least, most = 2 * kerdock_dim(dim), union_capacity(dim)
-    if not least < num_classes <= most:
-        raise ValueError(
-            "`num_classes` must be more than twice the largest power of two up to "
-            "`dim`, and no more than Kerdock's and Gold's sets have vectors. Received: "
-            f"num_classes={num_classes}, with an input of {dim} features, for which it "
-            f"may be from {least + 1} to {most}. Use `PEDCCDense`, which takes any."
-        )
+    for name, number in numbers.items():
+        if not least < number <= most:
+            raise ValueError(
+                f"`{name}` must be more than twice the largest power of two up to "
+                "`dim`, and no more than Kerdock's and Gold's sets have vectors. "
+                f"Received: {name}={number}, with an input of {dim} features, for "
+                f"which it may be from {least + 1} to {most}. Use `PEDCCDense`, which "
+                "takes any."
+            )

@@ -39,9 +39,13 @@ class PEDCCDense(CosineDense):
 
     Args:
         num_classes: int, at least 2.
+        capacity: int, at least `num_classes`. Rows of the weight, spread together: room
+            for classes that come later, see `CosineDense` and
+            `keras_pedcc.grow_classes`. Reserved rows are never predicted, and training
+            does not turn them. Defaults to `num_classes`.
         seed: int, at least 0. Draws the centroids: same seed, same centroids.
         centroids: Method of `keras_pedcc.generate_pedcc`, `None` for `"auto"`, or an
-            array of shape `(num_classes, dim)`, whose rows are normalized. The config
+            array of shape `(capacity, dim)`, whose rows are normalized. The config
             stores an array as `"saved"`; its values are in the weight. A saved model
             therefore loads (from JSON with NaN until its weights are loaded), but
             `keras.models.clone_model` raises.
@@ -52,12 +56,12 @@ class PEDCCDense(CosineDense):
             the layer has seen, which it counts in one more weight, `iterations`.
         scores: How a loss gets the cosines: `"dense"`, `"blockwise"`, or a
             `keras_pedcc.Blockwise` or `keras_pedcc.Sampled`, see `CosineDense`.
-            Defaults to `"blockwise"` from 100,000 classes on, unless
+            Defaults to `"blockwise"` from a capacity of 100,000 on, unless
             `return_features` or `return_norm` say otherwise, else to `"dense"`.
-        keep_mean: bool. Whether training keeps the mean of the centroids fixed. The
-            layer then subtracts the mean over the classes from the gradients of the
-            centroids. Without it, eq. 9 can pull all centroids and features into one
-            direction. With strongly unbalanced classes, the frequent ones may still
+        keep_mean: bool. Whether training keeps the mean of the centroids in use fixed.
+            The layer then subtracts the mean over these classes from the gradients of
+            their centroids. Without it, eq. 9 can pull all centroids and features into
+            one direction. With strongly unbalanced classes, the frequent ones may still
             cluster. It acts in calls with `training=True`, takes memory of the size of
             the centroids, and is exact for float32 centroids and SGD without clipping.
             Defaults to True with `trainable=True` and dense scores: not where
@@ -77,10 +81,11 @@ class PEDCCDense(CosineDense):
         `"dense"`, a dict of `"features"` alone.
 
     Raises:
-        TypeError: `num_classes` or `seed` is not a whole number.
-        ValueError: A size is below 2, `centroids` is no method, or has another
-            shape, a NaN, or a row of zeros; a norm is asked for without features;
-            `scores` as in `CosineDense`, or a `Sampled` with `keep_mean`.
+        TypeError: `num_classes`, `capacity` or `seed` is not a whole number.
+        ValueError: A size is below 2, `capacity` below `num_classes`; `centroids` is no
+            method, or has another shape, a NaN, or a row of zeros; a norm is asked for
+            without features; `scores` as in `CosineDense`, or a `Sampled` with
+            `keep_mean`.
 
     Example:
 
@@ -100,6 +105,7 @@ class PEDCCDense(CosineDense):
         self,
         num_classes: int,
         *,
+        capacity: int | None = None,
         seed: int = 0,
         centroids: str | ArrayLike | None = None,
         return_features: bool = True,
@@ -119,6 +125,7 @@ class PEDCCDense(CosineDense):
         fine_tuned = kwargs.pop("fine_tuned", False)
         super().__init__(
             num_classes,
+            capacity=capacity,
             return_features=return_features,
             return_norm=return_norm,
             scores=scores,
@@ -133,7 +140,7 @@ class PEDCCDense(CosineDense):
         if keep_mean is None:
             keep_mean = not self.frozen and not self.streams
         self.keep_mean = _check_keep_mean(keep_mean, self.scores)
-        self._source = _check_source(centroids, num_classes, self.variable_dtype)
+        self._source = _check_source(centroids, self.capacity, self.variable_dtype)
         self._restoring = False
 
     @property
@@ -203,7 +210,8 @@ class PEDCCDense(CosineDense):
         if not self.trainable:
             return ops.stop_gradient(values)
         if training and self.keep_mean:
-            return with_fixed_mean(ops.cast(values, float_dtype(self)))
+            # Of the classes in use alone: reserved rows would be moved with them.
+            return with_fixed_mean(ops.cast(self._in_use(values), float_dtype(self)))
         return values
 
     def _initializer(self, dim: int) -> keras.initializers.Initializer:
@@ -276,7 +284,7 @@ def _check_keep_mean(keep_mean: bool, scores: Any) -> bool:
 
 
 def _check_source(
-    centroids: str | ArrayLike | None, num_classes: int, dtype: str
+    centroids: str | ArrayLike | None, capacity: int, dtype: str
 ) -> str | Array:
     if centroids is None:
         return "auto"
@@ -290,9 +298,10 @@ def _check_source(
     if not isinstance(centroids, np.ndarray):
         centroids = ops.convert_to_numpy(centroids)
     unit = unit_centroids(centroids, dtype if dtype in DTYPES else "float64")
-    if len(unit) != num_classes:
+    if len(unit) != capacity:
         raise ValueError(
             "`centroids` must have one row per class. Received: centroids.shape="
-            f"{unit.shape}, num_classes={num_classes}. Make the two agree."
+            f"{unit.shape}, for {capacity} classes. Make the two agree, or pass "
+            f"capacity={len(unit)} to keep rows for later classes."
         )
     return unit

@@ -24,7 +24,8 @@ class ProductDense(CosineDense):
     Args:
         num_classes: int, at least 2.
         kernel_initializer: Initializer of the weights.
-        **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
+        **kwargs: `capacity`, see `CosineDense`; `name`, `dtype`, `trainable`, see
+            `keras.layers.Layer`.
 
     Call arguments:
         inputs: Float tensor, shape `(batch, dim)`.
@@ -64,7 +65,8 @@ class ProductDense(CosineDense):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> dict[str, Tensor]:
         outputs = super().call(inputs, training=training)
-        weights = lengths(ops.cast(self.centroids, float_dtype(self)))
+        rows = self._in_use(ops.convert_to_tensor(self.centroids))
+        weights = lengths(ops.cast(rows, float_dtype(self)))
         norm = ops.expand_dims(outputs["norm"], 1) * weights
         return {**outputs, "logits": norm * outputs["logits"], "norm": norm}
 

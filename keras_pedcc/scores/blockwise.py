@@ -29,6 +29,7 @@ class BlockwiseScores(Scores):
         centroids: Shape `(num_classes, dim)`, of any length and float dtype.
         trained: Whether the loss has a gradient with respect to the centroids.
         block_size: int, at least 1.
+        num_classes: int, if fewer than there are rows: the first of them are taken.
         training: Whether a gradient is wanted at all.
         ranked: Whether `rank` is wanted, beyond whether it is 0.
         layout: `ClassLayout` of the centroids, or `None` without a distribution. Each
@@ -36,6 +37,7 @@ class BlockwiseScores(Scores):
     """
 
     parts: int  # that the centroids are cut into
+    number_of_part: int  # of classes
     layout: Any  # `ClassLayout` or `None`
 
     def __init__(
@@ -45,6 +47,7 @@ class BlockwiseScores(Scores):
         *,
         trained: bool,
         block_size: int,
+        num_classes: int | None = None,
         training: bool = True,
         ranked: bool = False,
         layout: ClassLayout | None = None,
@@ -56,10 +59,12 @@ class BlockwiseScores(Scores):
         self.trained = trained
         self.layout = layout
         self.parts = 1 if layout is None else layout.parts
-        self.block_size = min(block_size, centroids.shape[0] // self.parts)
+        number = centroids.shape[0] if num_classes is None else num_classes
+        self.shape = (features.shape[0], number)
+        self.number_of_part = number // self.parts
+        self.block_size = min(block_size, self.number_of_part)
         self.training = training
         self.ranked = ranked
-        self.shape = (features.shape[0], centroids.shape[0])
         self.dtype = keras.backend.standardize_dtype(features.dtype)
 
     def own(self, index: Tensor) -> Tensor:
@@ -198,7 +203,7 @@ def _pass_of_part(
             pull = fading * pull + ops.matmul(powers * inverse, rows)
         return higher, total, pull, nearer
 
-    return _over_blocks(add, state, centroids.shape[0], logits.block_size)
+    return _over_blocks(add, state, logits.number_of_part, logits.block_size)
 
 
 def not_below(scores: Tensor, bar: Tensor) -> Tensor:
@@ -248,7 +253,10 @@ def _slopes_of_part(
         along = along - units * ops.sum(units * along, axis=1, keepdims=True)
         return along * inverse
 
-    parts = _of_blocks(slopes, centroids.shape[0], logits.block_size)
+    parts = _of_blocks(slopes, logits.number_of_part, logits.block_size)
+    rest = centroids.shape[0] - logits.number_of_part
+    if rest:
+        parts = ops.pad(parts, [[0, rest], [0, 0]])
     return ops.cast(parts, centroids.dtype)
 
 

@@ -43,6 +43,7 @@ class SampledScores(BlockwiseScores):
         number: int n, from 1 to `num_classes - 1`. Where fewer are left beside those
             of the batch, they are all drawn.
         seed: `keras.random.SeedGenerator`.
+        num_classes: As of `BlockwiseScores`.
 
     Reference: An et al., "Partial FC: Training 10 Million Identities on a Single
     Machine", 2021. The weights are not taken from there.
@@ -56,8 +57,15 @@ class SampledScores(BlockwiseScores):
         trained: bool,
         number: int,
         seed: keras.random.SeedGenerator,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__(features, centroids, trained=trained, block_size=number)
+        super().__init__(
+            features,
+            centroids,
+            trained=trained,
+            block_size=number,
+            num_classes=num_classes,
+        )
         self.number = number
         self.seed = seed
 

@@ -7,6 +7,7 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.gradients import full_precision
+from keras_pedcc.common.rows_in_use import rows_in_use
 from keras_pedcc.common.vectors import inverse_lengths, unit_vectors
 from keras_pedcc.scores.blockwise import BLOCK_SIZE, cast_rows
 from keras_pedcc.scores.sharding import ClassLayout, class_layout
@@ -29,7 +30,8 @@ def nearest_classes(
         centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
             dtype, that need not be unit vectors; or those of a `KerdockDense`. For a
             search on all devices pass the weight itself, `head.centroids`, under the
-            distribution of the model.
+            distribution of the model. Of the weight of a head with room for more
+            classes, those in use are searched.
         k: int, from 1 to `num_classes`.
         block_size: int, at least 1. Classes per block.
 
@@ -49,26 +51,35 @@ def nearest_classes(
     [7, 8]
     """
     check_whole(1, k=k, block_size=block_size)
-    layout = None
+    layout, number = None, None
     if isinstance(centroids, keras.Variable):
-        layout = class_layout(centroids.path)
+        layout, number = class_layout(centroids.path), rows_in_use(centroids)
     features = ops.convert_to_tensor(features)
     if not isinstance(centroids, KerdockCentroids):
         centroids = ops.convert_to_tensor(centroids)
-    _check_search(features, centroids, k)
+    number = _check_search(features, centroids, k, number)
     if keras.backend.standardize_dtype(features.dtype) != "float64":
         features = ops.cast(features, "float32")
     with full_precision(features):
         features = unit_vectors(features)
-        if layout is None or layout.parts == 1 or centroids.shape[0] % layout.parts:
-            return _best(features, centroids, k, block_size)
-        return _best_of_parts(layout, features, centroids, k, block_size)
+        if layout is not None and _can_share(layout, centroids, number):
+            return _best_of_parts(layout, features, centroids, k, block_size)
+        return _best(features, centroids, k, block_size, number)
+
+
+def _can_share(layout: ClassLayout, centroids: Tensor, number: int) -> bool:
+    """Whether several devices have equal parts of the classes to search."""
+    even = number == centroids.shape[0] and number % layout.parts == 0
+    return layout.parts > 1 and even
 
 
 def _best(
-    features: Tensor, centroids: Tensor | KerdockCentroids, k: int, block_size: int
+    features: Tensor,
+    centroids: Tensor | KerdockCentroids,
+    k: int,
+    block_size: int,
+    number: int,
 ) -> tuple[Tensor, Tensor]:
-    number = centroids.shape[0]
     # First the largest possible block that cannot leave fewer than k behind.
     size = max(block_size, k)
     if isinstance(centroids, KerdockCentroids):
@@ -86,7 +97,8 @@ def _best_of_parts(
 ) -> tuple[Tensor, Tensor]:
     size = centroids.shape[0] // layout.parts
     cosines, classes = layout.on_parts(
-        lambda part: _best(features, part[0], min(k, size), block_size), (centroids,)
+        lambda part: _best(features, part[0], min(k, size), block_size, size),
+        (centroids,),
     )
     first = size * ops.arange(layout.parts, dtype="int32")
     best = [cosines, classes + first[:, None, None]]
@@ -127,8 +139,12 @@ def _top(cosines: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _check_search(
-    features: Tensor, centroids: Tensor | KerdockCentroids, k: int
-) -> None:
+    features: Tensor,
+    centroids: Tensor | KerdockCentroids,
+    k: int,
+    number: int | None,
+) -> int:
+    """Returns the number of classes to search."""
     fits = len(features.shape) == 2 and len(centroids.shape) == 2
     if not fits or features.shape[1] != centroids.shape[1]:
         raise ValueError(
@@ -137,8 +153,11 @@ def _check_search(
             f"{tuple(centroids.shape)}. Pass arrays of shape (batch, dim) and "
             "(num_classes, dim)."
         )
-    if k > centroids.shape[0]:
+    number = centroids.shape[0] if number is None else number
+    if k > number:
         raise ValueError(
             "`k` must be at most the number of classes. Received: "
-            f"k={k}, centroids.shape={tuple(centroids.shape)}. Ask for fewer."
+            f"k={k}, centroids.shape={tuple(centroids.shape)}, of which {number} are "
+            "in use. Ask for fewer."
         )
+    return number

@@ -204,6 +204,19 @@ def check_divisible(num_classes: int, layout: ClassLayout | None) -> None:
         )
 
 
+def refuse_room(num_classes: int, capacity: int, layout: ClassLayout | None) -> None:
+    """Raises if classes are cut over devices while not all of them are in use."""
+    if layout is not None and layout.parts > 1 and num_classes < capacity:
+        raise ValueError(
+            "A head whose classes are cut over devices must have all of them in use: "
+            "some devices would have none, and centroids would have to travel. "
+            f"Received: num_classes={num_classes}, capacity={capacity}, with "
+            f"{layout.parts} devices along the mesh axis {layout.axes[0]!r}. Pass "
+            f"num_classes={capacity}, of which the last have no samples yet, or a "
+            "distribution that cuts the batch alone."
+        )
+
+
 def check_layout(layer: keras.layers.Layer, built: ClassLayout | None) -> None:
     """Raises if another distribution was set since the centroids were made.
 

@@ -4,7 +4,7 @@ import copy
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,34 @@ from keras import ops
 
 from keras_pedcc.common import Array, Tensor
 from keras_pedcc.common.vectors import SUM_TOLERANCE
+
+
+def check_number(num_classes: int) -> int:
+    """Raises a `ValueError` unless a label can name each of so many classes."""
+    if num_classes > 2**24:
+        raise ValueError(
+            "`num_classes` must be at most 16,777,216: Keras gives a loss its labels "
+            "in float32, which rounds larger ones. Received: num_classes="
+            f"{num_classes}. Split the classes over several models."
+        )
+    return num_classes
+
+
+def count_of(
+    heads: Sequence[Any],
+) -> Callable[[], int | None] | None:
+    """A function that counts the classes in use of heads, `None` where they differ.
+
+    `None` without heads: a model with a `call` of its own may not have made them yet.
+    """
+
+    def count() -> int | None:
+        found = {head.num_classes for head in heads}
+        return check_number(found.pop()) if len(found) == 1 else None
+
+    if heads:
+        count()
+    return count if heads else None
 
 
 def check_labels(labels: Array, num_classes: int, what: str = "labels") -> None:
@@ -43,8 +71,9 @@ def check_labels(labels: Array, num_classes: int, what: str = "labels") -> None:
         at = int(bad.argmax())
         raise ValueError(
             f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
-            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, or make "
-            "the head with another num_classes."
+            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, make the "
+            "head with another num_classes, or call `keras_pedcc.grow_classes` if it "
+            "has room for more."
         )
 
 

@@ -28,8 +28,13 @@ from keras_pedcc.training.compiled_loss import (
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.functional import functional_kind, takes_graph
 from keras_pedcc.training.kept_weights import kept_in_evaluate, kept_in_fit
-from keras_pedcc.training.label_checks import check_own_labels, checked
-from keras_pedcc.training.sublayers import layers_of
+from keras_pedcc.training.label_checks import (
+    check_number,
+    check_own_labels,
+    checked,
+    count_of,
+)
+from keras_pedcc.training.sublayers import heads_of, layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -83,7 +88,7 @@ class PEDCCModel(keras.Model):
 
     _loss_of_outputs: Any  # function that `compile` sets, or `None`
     _for_loss: Any  # function, or `None`
-    _num_classes: int | None
+    _count: Any  # function: the classes in use, which may grow; or `None`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         functional = takes_graph(args, kwargs)
@@ -95,7 +100,7 @@ class PEDCCModel(keras.Model):
         self._hits = Hits()
         self._loss_of_outputs = None
         # A subclass with a `call` of its own has no outputs yet.
-        self._num_classes = self._check_outputs() if functional else None
+        self._count = self._check_outputs() if functional else None
         self._streams = functional and "logits" not in self.output
 
     def compile(
@@ -273,23 +278,28 @@ class PEDCCModel(keras.Model):
 
     def _checked(self, x: Any, y: Any = None, what: str = "labels") -> Any:
         """Returns `x`, or what checks the labels in it; raises for those in `y`."""
-        if self._num_classes is None:
-            self._num_classes = _num_classes_of(self)
-        if self._num_classes is None:
+        if self._count is None:
+            self._count = count_of(heads_of(self))
+        number = self._count() if self._count else None
+        if number is None:
             return x
         if y is None:
-            return checked(x, self._num_classes, what)
-        check_own_labels(y, self._num_classes, what)
+            return checked(x, number, what)
+        check_own_labels(y, number, what)
         return x
 
-    def _check_outputs(self) -> int:
-        """Returns the number of classes; raises unless a head has the outputs."""
+    def _check_outputs(self) -> Callable[[], int | None] | None:
+        """Returns how to count the classes; raises unless a head has the outputs."""
         outputs = self.output
         if isinstance(outputs, dict) and {"features", "logits"} <= set(outputs):
-            return _check_number(outputs["logits"].shape[-1])
+            number = outputs["logits"].shape[-1]
+            if number is None:  # of a head with room
+                return count_of(heads_of(self))
+            check_number(number)
+            return lambda: number
         head = self._source_of_features()
         if isinstance(head, CosineDense) and head.streams:
-            return _check_number(head.num_classes)
+            return count_of([head])
         raise ValueError(
             '`outputs` must be a dict with the keys "features" and "logits"; without '
             "logits the features must come from a head that returns them alone, in "
@@ -340,37 +350,12 @@ def _with_nan_warning(callbacks: Any) -> Any:
     return [*keras.tree.flatten(callbacks or []), _NaNWarning()]
 
 
-def _check_number(num_classes: int) -> int:
-    """Raises a `ValueError` unless a label can name each of so many classes."""
-    if num_classes > 2**24:
-        raise ValueError(
-            "`num_classes` must be at most 16,777,216: Keras gives a loss its labels "
-            "in float32, which rounds larger ones. Received: num_classes="
-            f"{num_classes}. Split the classes over several models."
-        )
-    return num_classes
-
-
 def _check_one_label(y: Any) -> None:
     if y is None or isinstance(y, dict):
         raise ValueError(
             "There must be one array of labels, for all outputs together. "
             f"Received: y={y if y is None else sorted(y)}. Pass fit(x, y)."
         )
-
-
-def _num_classes_of(model: keras.Model) -> int | None:
-    """Classes of the heads of a model, or `None` where there are none or they differ.
-
-    A model with a `call` of its own has no outputs before it is called.
-    """
-    heads = [
-        layer
-        for layer in layers_of(model)
-        if isinstance(layer, CosineDense | CenterDense)
-    ]
-    found = {head.num_classes for head in heads}
-    return found.pop() if len(found) == 1 else None
 
 
 def _keys_of(outputs: object) -> list[str] | str:

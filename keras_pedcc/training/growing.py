@@ -1,0 +1,73 @@
+"""More classes in a model whose head has room for them."""
+
+import keras
+
+from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.layers.center_dense import CenterDense
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.training.sublayers import heads_of
+
+
+def grow_classes(model: keras.Model, num_classes: int) -> None:
+    """Takes more classes in use, in a model whose head has room: see `capacity`.
+
+    Everything trained stays: the weights, the optimizer with its state and schedule,
+    and what `compile` was given. Only the compiled steps are made anew, so that the
+    next `fit`, `evaluate` or `predict` traces once more. Call it between two of them.
+
+    Saving and loading keep the number in use. Weights alone do not tell it:
+    `load_weights` takes those of a model of the same capacity, whatever number it had
+    in use.
+
+    What was made for the old number must be replaced: a margin for each class by
+    `model.loss.margin = ...`, before this call; priors and metrics that hold numbers
+    for each class by `model.compile(model.optimizer, loss, metrics)`, which keeps the
+    state of the optimizer.
+
+    Args:
+        model: `keras.Model` with a `PEDCCDense`, `CosineDense` or `KerdockDense` made
+            with `capacity`, in nested models and layers, too. Several heads must have
+            the same number of classes in use, and grow together.
+        num_classes: int, from the number in use to `capacity`.
+
+    Raises:
+        TypeError: `num_classes` is not a whole number.
+        ValueError: `num_classes` is out of range; the model has no head, one without
+            room, or heads that differ.
+
+    Example:
+
+    >>> head = keras_pedcc.PEDCCDense(6, capacity=10, return_features=False)
+    >>> model = keras.Sequential([keras.Input((64,)), head])
+    >>> keras_pedcc.grow_classes(model, 8)
+    >>> model.predict(np.ones((1, 64)), verbose=0).shape
+    (1, 8)
+    """
+    # The one with the least room first, which raises if any does: all grow, or none.
+    for head in sorted(_own_heads(model), key=lambda head: head.capacity):
+        head.grow(num_classes)
+    with strategy_scope(model):
+        rebuild_functions(model)
+
+
+def _own_heads(model: keras.Model) -> list[CosineDense]:
+    own = {id(v) for v in model.variables}
+    # A layer may know another one that is no part of the model, such as a teacher.
+    heads = [
+        head for head in heads_of(model) if all(id(v) in own for v in head.variables)
+    ]
+    used = {head.name: head.num_classes for head in heads}
+    received = f"Received: model {model.name!r} with classes in use {used}."
+    if not heads or any(isinstance(head, CenterDense) for head in heads):
+        raise ValueError(
+            "`grow_classes` needs a model whose head can have room for more classes: "
+            "`PEDCCDense`, `CosineDense`, `ProductDense` or `KerdockDense`. "
+            f"{received} Make it with one, as in PEDCCDense(6, capacity=10)."
+        )
+    if len({head.num_classes for head in heads}) > 1:
+        raise ValueError(
+            f"`grow_classes` needs heads of the same classes. {received} Call `grow` "
+            "of the head that is meant, then `compile` with model.optimizer."
+        )
+    return heads
