@@ -8,22 +8,27 @@ from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.training.sublayers import layers_of
 
 # Their values are above 0, or hardly below.
-_ONE_SIGN = {
-    getattr(keras.activations, name)
-    for name in (
-        "exponential",
-        "gelu",
-        "hard_sigmoid",
-        "hard_silu",
-        "mish",
-        "relu",
-        "relu6",
-        "sigmoid",
-        "silu",
-        "softmax",
-        "softplus",
-    )
-}
+_ONE_SIGN = (
+    keras.activations.exponential,
+    keras.activations.gelu,
+    keras.activations.hard_sigmoid,
+    keras.activations.hard_silu,
+    keras.activations.mish,
+    keras.activations.relu,
+    keras.activations.relu6,
+    keras.activations.sigmoid,
+    keras.activations.silu,
+    keras.activations.softmax,
+    keras.activations.softplus,
+)
+_LAYERS = (
+    keras.layers.Activation,
+    keras.layers.ELU,
+    keras.layers.LeakyReLU,
+    keras.layers.PReLU,
+    keras.layers.ReLU,
+    keras.layers.Softmax,
+)
 # What comes out of them has the signs of what goes in.
 _KEEP_SIGNS = (
     keras.layers.AveragePooling1D,
@@ -46,6 +51,7 @@ _KEEP_SIGNS = (
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
     keras.layers.SpatialDropout3D,
+    keras.layers.UnitNormalization,
 )
 
 
@@ -75,7 +81,10 @@ def check_logits(model: keras.Model) -> None:
         model: Functional model with the output `"logits"`.
     """
     layer = _source(model, model.output["logits"])
-    if layer is None or _activation_of(layer) is None:
+    if (
+        not isinstance(layer, _LAYERS)
+        or _activation_of(layer) is keras.activations.linear
+    ):
         return
     taken = _tensor(layer, "input")
     heads = [each for each in model.layers if isinstance(each, CosineDense)]
@@ -94,7 +103,8 @@ def _activated(model: Any, tensor: Any) -> Any:
         if isinstance(layer, keras.Model):
             model, tensor = layer, _inner_output(layer)
             continue
-        if _activation_of(layer) in _ONE_SIGN:
+        activation = _activation_of(layer)
+        if any(activation is each for each in _ONE_SIGN):
             return layer
         if not isinstance(layer, _KEEP_SIGNS):
             return None
@@ -136,10 +146,9 @@ def _tensor(layer: Any, name: str) -> Any:
 
 
 def _activation_of(layer: Any) -> Any:
-    """The function of an activation, or `None`; a leaky one takes both signs."""
+    """The function of an activation that takes no number to set it, or `None`."""
     if isinstance(layer, keras.layers.Softmax):
         return keras.activations.softmax
     if isinstance(layer, keras.layers.ReLU):
         return None if layer.negative_slope else keras.activations.relu
-    activation = getattr(layer, "activation", None)
-    return None if activation is keras.activations.linear else activation
+    return getattr(layer, "activation", None)
