@@ -71,7 +71,8 @@ def test_logits_that_are_no_cosines_give_nan_and_only_they(logits, run, scale, o
     found = run(lambda x: am_softmax_loss(labels, x, scale=scale))(logits)
     np.testing.assert_array_equal(np.isnan(numpy_of(found)), NO_COSINES)
     expected = reference.am_softmax(LABELS, logits, scale, 0.5)
-    assert_allclose(numpy_of(found)[~NO_COSINES], expected[~NO_COSINES])
+    # XLA fuses products and sums of one-hot labels, which rounds a tiny loss otherwise.
+    assert_allclose(numpy_of(found)[~NO_COSINES], expected[~NO_COSINES], atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [pedcc_loss, arcface_loss, centroid_distance])
@@ -111,10 +112,10 @@ def test_loss_on_the_output_of_a_dense_layer(images, eager):
     dense = layers.Dense(3, kernel_initializer="ones")
     model = keras.Sequential([keras.Input((20,)), dense])
     model.compile("sgd", PEDCCLoss(), run_eagerly=eager)
-    if eager or BACKEND == "torch":
+    if BACKEND == "torch" or (eager and BACKEND == "tensorflow"):
         with pytest.raises(ValueError, match=r"The logits must be cosines"):
             model.fit(x, y, verbose=0)
-    else:
+    else:  # JAX differentiates a trace also then
         assert np.isnan(model.fit(x, y, verbose=0).history["loss"]).all()
 
 
@@ -240,6 +241,8 @@ def test_finetuning_warns_of_a_plain_model():
 
 @pytest.mark.parametrize("loop", ["fit", "own"])
 def test_plain_model_that_runs_eagerly_warns_once(images, loop):
+    if (BACKEND, loop) == ("jax", "fit"):
+        pytest.skip("JAX differentiates a trace, without values")
     x, y = images
     head = PEDCCDense(3, return_features=False)
     model = keras.Sequential([keras.Input((20,)), layers.Dense(16, "relu"), head])

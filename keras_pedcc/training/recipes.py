@@ -23,7 +23,7 @@ class Recipe(NamedTuple):
 
 
 def recipe(
-    name: str, num_classes: int, *, priors: Priors | None = None, **head: Any
+    name: str, /, num_classes: int, *, priors: Priors | None = None, **head: Any
 ) -> Recipe:
     """Makes a head and the loss whose constants fit it.
 
@@ -48,13 +48,13 @@ def recipe(
     one, that of `losses.auto_scale`.
 
     Args:
-        name: `"paper"`, `"frozen"` or `"trained"`.
+        name: `"paper"`, `"frozen"` or `"trained"`, positional.
         num_classes: int, at least 2.
         priors: Sequence or array of `num_classes` positive numbers, counts or
             frequencies of the classes, for uneven ones: see `class_priors`. Defaults to
             `None`.
-        **head: Further arguments of `PEDCCDense`, such as `return_features=False`,
-            which a plain `keras.Model` needs.
+        **head: Further arguments of `PEDCCDense`, such as `name`, or
+            `return_features=False`, which a plain `keras.Model` needs.
 
     Returns:
         `Recipe`, a named tuple of `head`, a `PEDCCDense`, and `loss`, a `PEDCCLoss`.
