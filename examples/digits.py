@@ -124,11 +124,9 @@ def build_model(loss, dim, args, steps):
     )
     optimizer = keras.optimizers.SGD(schedule, momentum=0.9, weight_decay=5e-4)
     if loss == PEDCC:
-        outputs = keras_pedcc.PEDCCDense(NUM_CLASSES)(features)
-        model = keras_pedcc.PEDCCModel(inputs, outputs)
-        objective = keras_pedcc.PEDCCLoss(
-            scale=15.0, margin=0.5, mse_weight=10.0, mse_root=args.mse_root
-        )
+        head, objective = keras_pedcc.recipe(args.recipe, NUM_CLASSES)
+        objective.mse_root = args.mse_root
+        model = keras_pedcc.PEDCCModel(inputs, head(features))
     else:
         model = keras.Model(inputs, layers.Dense(NUM_CLASSES)(features))
         objective = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -151,8 +149,8 @@ def build_backbone(dim):
 
 
 def make_callbacks(loss, args):
-    """Late fine-tuning of the centroids; cross entropy has none."""
-    if loss == CROSS_ENTROPY:
+    """Late fine-tuning of the centroids, which belongs to the paper's recipe."""
+    if loss == CROSS_ENTROPY or args.recipe != "paper":
         return []
     return [
         keras_pedcc.FinetuneCallback(args.finetune_epoch, args.centroid_learning_rate)
@@ -255,8 +253,9 @@ def plot_accuracy(args, runs, path):
         low, high = curves.min(axis=0), curves.max(axis=0)
         axis.fill_between(epochs, low, high, color=COLORS[loss], alpha=0.2, lw=0)
         axis.plot(epochs, curves.mean(axis=0), color=COLORS[loss], label=loss)
-    unfrozen = {"color": "0.4", "ls": "--", "lw": 1, "label": "centroids unfrozen"}
-    axis.axvline(args.finetune_epoch, **unfrozen)  # between that epoch and the next
+    if make_callbacks(PEDCC, args):
+        unfrozen = {"color": "0.4", "ls": "--", "lw": 1, "label": "centroids unfrozen"}
+        axis.axvline(args.finetune_epoch, **unfrozen)  # between that epoch and the next
     axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(85, 100.2))
     axis.legend(title="mean, lowest and highest seed", loc="lower right")
     save_figure(figure, path)
@@ -346,6 +345,13 @@ def parse_args(argv):
     add("--output-dir", type=pathlib.Path, default="runs/digits", help="for results")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
     add("--epochs", type=int, default=12, help="epochs of each run")
+    recipes = "constants of PEDCC-Loss, see help(keras_pedcc.recipe)"
+    add(
+        "--recipe",
+        choices=("paper", "frozen", "trained"),
+        default="paper",
+        help=recipes,
+    )
     add("--finetune-epoch", type=int, default=8, help="centroids are trained from it")
     add("--batch-size", type=int, default=64, help="images per step")
     add("--dim", type=int, default=64, help="length of the features")

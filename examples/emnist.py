@@ -89,10 +89,8 @@ def build_model(head):
     if head == "dense":
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         return keras.Model(inputs, layers.Dense(NUM_CLASSES)(x)), loss
-    outputs = keras_pedcc.PEDCCDense(NUM_CLASSES, trainable=head == "trained")(x)
-    # Milder than the paper's margin of 0.5 and mse_weight of 10.
-    loss = keras_pedcc.PEDCCLoss(scale=15.0, margin=0.2, mse_weight=3.0)
-    return keras_pedcc.PEDCCModel(inputs, outputs), loss
+    layer, loss = keras_pedcc.recipe(head, NUM_CLASSES)
+    return keras_pedcc.PEDCCModel(inputs, layer(x)), loss
 
 
 def parse_args(argv):

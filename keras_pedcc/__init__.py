@@ -48,6 +48,7 @@ from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
 from keras_pedcc.training.growing import grow_classes
 from keras_pedcc.training.loading import load_model
 from keras_pedcc.training.model import PEDCCModel
+from keras_pedcc.training.recipes import recipe
 from keras_pedcc.training.warmup import MarginWarmup
 
 __version__ = "0.1.0"
@@ -94,6 +95,7 @@ __all__ = [
     "nearest_classes",
     "pair_scores",
     "pedcc_loss",
+    "recipe",
     "retrieval_report",
     "roc_curve",
     "save_centroids",

@@ -217,10 +217,10 @@ def test_soft_label_that_is_no_distribution_gives_nan(row):
 
 @pytest.mark.parametrize("root", [1, 2, 3])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logit_that_is_not_finite_gives_nan_or_inf(root, value):
+def test_logit_that_is_not_finite_gives_nan(root, value):
     cosines = np.zeros((2, 3), "float32")
     cosines[0, 1] = value
-    assert not np.isfinite(float(PEDCCLoss(mse_root=root)([0, 0], cosines)))
+    assert np.isnan(numpy_of(pedcc_loss([0, 0], cosines, mse_root=root))[0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -13,6 +13,7 @@ from keras_pedcc.common.rows_in_use import mark_room
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
+from keras_pedcc.layers.signs import Signs
 from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.choice import Blockwise, Choice, check_scores
 from keras_pedcc.scores.sampled import SampledScores, number_of_samples
@@ -89,6 +90,8 @@ class CosineDense(keras.layers.Layer):
 
     # Heads with so many classes compute by blocks unless `scores` says otherwise.
     _blockwise_from = float("inf")
+    # Heads whose centroids lie all around, wherever the features are, have one.
+    signs: Signs | None = None
     _layout: Any  # `ClassLayout` or `None`, once the layer is built
     scores: Any  # "dense", a `Blockwise` or a `Sampled`
 
@@ -221,6 +224,8 @@ class CosineDense(keras.layers.Layer):
         self, inputs: Tensor, training: bool | None = None
     ) -> Tensor | dict[str, Tensor]:
         self._check_place()
+        if training and self.signs is not None and not self.signs.known:
+            self.signs.look(inputs, self.name)
         inputs = ops.cast(inputs, float_dtype(self))
         with full_precision(inputs):
             return self._outputs(inputs, training)

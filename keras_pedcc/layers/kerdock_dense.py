@@ -16,6 +16,7 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.signs import Signs
 from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
 from keras_pedcc.scores.choice import Choice
 from keras_pedcc.scores.kerdock import KerdockScores
@@ -109,6 +110,7 @@ class KerdockDense(CosineDense):
             _refuse_others({"scores": self.scores})
         check_whole(0, seed=seed)
         self.seed = int(seed)
+        self.signs = Signs()
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self.dim = check_dim(input_shape)

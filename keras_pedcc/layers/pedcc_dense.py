@@ -14,6 +14,7 @@ from keras_pedcc.common.internals import let_tapes_watch
 from keras_pedcc.common.vectors import with_fixed_mean
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
+from keras_pedcc.layers.signs import Signs
 from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
 from keras_pedcc.scores.choice import Choice
 
@@ -142,6 +143,7 @@ class PEDCCDense(CosineDense):
         self.keep_mean = _check_keep_mean(keep_mean, self.scores)
         self._source = _check_source(centroids, self.capacity, self.variable_dtype)
         self._restoring = False
+        self.signs = Signs()
 
     @property
     def frozen(self) -> bool:

@@ -8,7 +8,7 @@ from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.losses.arguments import Margin, Scale, check_cosine_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
 from keras_pedcc.scores.protocol import Shift
 
 
@@ -53,7 +53,7 @@ def am_softmax_loss(
 
     Returns:
         Tensor of shape `(batch,)`, not negative. NaN where the label is not
-        valid or a logit is NaN; it may be infinite where one is no cosine.
+        valid, or a logit is no cosine: NaN, or more than 0.01 outside [-1, 1].
 
     Raises:
         ValueError: A shape, `scale`, `margin` or `priors` does not fit.
@@ -80,7 +80,7 @@ def _am_softmax(
     margin: Margin,
     shift: Shift | None,
 ) -> Tensor:
-    scores, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare_cosines(y_true, y_pred)
     margin = margin_of(margin, scores, target)
     shift = shift_for(shift, scores)
     return scores.additive_entropy(target, valid, scale, margin, shift=shift)

@@ -12,7 +12,7 @@ from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import Margin, Scale, check_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
 from keras_pedcc.scores.protocol import Shift
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
@@ -82,7 +82,7 @@ def _arcface(
     margin: Margin,
     shift: Shift | None,
 ) -> Tensor:
-    scores, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare_cosines(y_true, y_pred)
     angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
     shift = shift_for(shift, scores)
     loss = scores.entropy(target, lambda cos: _turned(cos, angle), scale, shift)

@@ -17,6 +17,7 @@ from keras_pedcc.losses.arguments import (
     is_sequence,
     plain_margin,
 )
+from keras_pedcc.losses.first_batch import check_cosines
 from keras_pedcc.losses.priors import Priors, check_priors, shift_of
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
 from keras_pedcc.losses.targets import Outputs, logits_of
@@ -72,6 +73,7 @@ class MarginLoss(keras.losses.Loss):
         self.margin = margin
         self._priors = None if priors is None else check_priors(priors).tolist()
         self._shift = self._made_shift()
+        self._checked = False  # the first logits
         self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
     @property
@@ -124,6 +126,8 @@ class MarginLoss(keras.losses.Loss):
         held = not isinstance(logits, Scores)
         # Of `Scores`, Keras could make no tensor: `_OfScores` leaves them out.
         y_pred = ops.convert_to_tensor(logits if held else y_true)
+        if held and not self._checked:
+            self._checked = check_cosines(y_pred)
         if self.weights_inside and sample_weight is not None:
             y_pred, sample_weight = (y_pred, sample_weight), None
         if held:

@@ -19,7 +19,7 @@ from keras_pedcc.losses.arguments import (
 )
 from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare
+from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
 from keras_pedcc.scores.protocol import Shift
 
 
@@ -41,7 +41,7 @@ def centroid_distance(y_true: ArrayLike, y_pred: Outputs) -> Tensor:
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    scores, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare_cosines(y_true, y_pred)
     return nan_unless(valid, scores.distance(target))
 
 
@@ -112,7 +112,7 @@ def _pedcc(
     mse_root: int,
     sample_weight: ArrayLike | None,
 ) -> Tensor:
-    scores, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare_cosines(y_true, y_pred)
     margin = margin_of(margin, scores, target)
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0

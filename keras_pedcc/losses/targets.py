@@ -37,6 +37,14 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     return scores, index, ops.equal(ops.cast(index, labels.dtype), labels)
 
 
+def prepare_cosines(
+    y_true: ArrayLike, y_pred: Outputs
+) -> tuple[Scores, Tensor, Tensor]:
+    """`prepare` for a loss of cosines: samples with other logits are not valid."""
+    scores, target, valid = prepare(y_true, y_pred)
+    return scores, target, scores.only_cosines(valid)
+
+
 def scores_of(y_pred: Outputs) -> Scores:
     """The `Scores` of what a head returns, of logits, or of `CosineDense.for_loss`."""
     logits = logits_of(y_pred)

@@ -13,6 +13,9 @@ from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import filled, nan_unless
 from keras_pedcc.scores.protocol import Lower, Scores, Shift
 
+# Cosines of short floats, and of the TF32 of GPUs, are rounded by less than 0.01.
+LARGEST_COSINE = 1.01
+
 
 class DenseScores(Scores):
     """`Scores` of a tensor that holds all cosines, or logits of another kind.
@@ -38,6 +41,13 @@ class DenseScores(Scores):
     @property
     def logits(self) -> Tensor:
         return self._values
+
+    def only_cosines(self, valid: Tensor) -> Tensor:
+        values = ops.stop_gradient(self._values)
+        # Two reductions: the absolute values would be one more array of that size.
+        most, least = ops.max(values, axis=1), ops.min(values, axis=1)
+        inside = ops.logical_and(most <= LARGEST_COSINE, least >= -LARGEST_COSINE)
+        return ops.logical_and(valid, inside)
 
     def own(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:

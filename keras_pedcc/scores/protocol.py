@@ -60,6 +60,10 @@ class Scores:
         """Cosine to the own class, shape `(batch,)`."""
         raise NotImplementedError
 
+    def only_cosines(self, valid: Tensor) -> Tensor:
+        """`valid`, false for each sample with a score that is no cosine."""
+        return valid
+
     def distance(self, target: Tensor) -> Tensor:
         """Eq. 9, `1 - cos_y`, shape `(batch,)`."""
         return 1 - self.own(target)

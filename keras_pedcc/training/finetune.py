@@ -13,6 +13,7 @@ from keras_pedcc.common.internals import set_optimizer
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.training.activations import warn_of_activations
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
 from keras_pedcc.training.sublayers import layers_of
 
@@ -100,6 +101,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         super().set_model(model)
         if getattr(self.model, "optimizer", None) is not None:
             self._heads = _find_heads(self.model)
+            warn_of_activations(self.model)
             for head in self._heads:  # a deep copy of a head is not marked yet
                 mark_centroids(head.centroids)
             with strategy_scope(self.model):

@@ -13,6 +13,7 @@ from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.losses.base import margin_share
+from keras_pedcc.training.activations import check_logits, warn_of_activations
 from keras_pedcc.training.blockwise_loss import (
     Hits,
     check_blockwise_loss,
@@ -71,9 +72,10 @@ class PEDCCModel(keras.Model):
             head with other scores than `"dense"`.
 
     Raises:
-        ValueError: `outputs` is not such a dict; in `compile`, the loss takes
-            probabilities; in training and evaluation, labels are out of range, not
-            whole, or of another shape, or `call` returns something else.
+        ValueError: `outputs` is not such a dict, or an activation follows the head; in
+            `compile`, the loss takes probabilities; in training and evaluation, labels
+            are out of range, not whole, or of another shape, or `call` returns
+            something else.
 
     Example:
 
@@ -164,6 +166,7 @@ class PEDCCModel(keras.Model):
         self._check_call(y, y_pred)
         if self._for_loss is None:
             self._for_loss = self._find_for_loss()
+            warn_of_activations(self)
         outputs = self._for_loss(y_pred, training, self._hits.ranked)
         with margin_share(self.margin_share.value):
             loss = self._loss_of_outputs(y, outputs, sample_weight)
@@ -292,6 +295,7 @@ class PEDCCModel(keras.Model):
         """Returns how to count the classes; raises unless a head has the outputs."""
         outputs = self.output
         if isinstance(outputs, dict) and {"features", "logits"} <= set(outputs):
+            check_logits(self)
             number = outputs["logits"].shape[-1]
             if number is None:  # of a head with room
                 return count_of(heads_of(self))

@@ -1,0 +1,35 @@
+"""Values of tensors, where there are any yet."""
+
+import keras
+from keras import ops
+
+from keras_pedcc.common import Tensor
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers, and is not traced into a graph.
+
+    Example:
+
+    >>> from keras_pedcc.common.values import has_values
+    >>> has_values(keras.ops.ones(3)), has_values(keras.KerasTensor((3,)))
+    (True, False)
+    """
+    if isinstance(tensor, keras.KerasTensor):
+        return False
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.is_symbolic_tensor(tensor)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return not isinstance(tensor, jax.core.Tracer)
+    import torch
+
+    return tensor.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def smallest(tensor: Tensor) -> float:
+    """The smallest number of a tensor that has values; NaN if one is NaN."""
+    return float(ops.convert_to_numpy(ops.min(ops.stop_gradient(tensor))))
