@@ -35,6 +35,8 @@ from keras_pedcc.losses import (
     CenterLoss,
     HingeLoss,
     LSoftmaxLoss,
+    NONLLoss,
+    NTCELoss,
     PEDCCLoss,
     pedcc_loss,
 )
@@ -68,6 +70,8 @@ __all__ = [
     "KerdockDense",
     "LSoftmaxLoss",
     "MarginWarmup",
+    "NONLLoss",
+    "NTCELoss",
     "PEDCCDense",
     "PEDCCLoss",
     "PEDCCModel",

@@ -135,6 +135,20 @@ def multiple_angle(labels, cosines, norms, multiple, annealing):
     return margin_entropy(labels, cosines, lower, norms)
 
 
+def class_contrast(targets, cosines, scale, negatives_only):
+    """NTCE or NONL of each sample, for one-hot or soft labels."""
+    targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
+    losses = []
+    for row, own in zip(cosines, targets, strict=True):
+        loss = 0.0
+        for j, share in enumerate(own):
+            counts = 1 - targets[:, j] if negatives_only else np.ones(len(targets))
+            total = np.sum(counts * np.exp(scale * (cosines[:, j] - row[j])))
+            loss += share * np.log(total) if share else 0.0
+        losses.append(loss)
+    return np.array(losses)
+
+
 def hinge(labels, logits, margin):
     logits = np.asarray(logits, "float64")
     return np.array(

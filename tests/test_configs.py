@@ -36,6 +36,8 @@ CASES = [
     (keras_pedcc.LSoftmaxLoss, [ANNEALED]),
     (keras_pedcc.CenterLoss, [{"center_weight": 0.5, "reduction": "mean"}]),
     (keras_pedcc.HingeLoss, [{"margin": 2.0, "reduction": "sum"}]),
+    (keras_pedcc.NTCELoss, [{"scale": 9.0, "reduction": "sum"}]),
+    (keras_pedcc.NONLLoss, [{"scale": 9.0, "reduction": "sum"}]),
     (keras_pedcc.CosineDense, [NORMED, SAMPLED, {"return_features": False}]),
     (
         keras_pedcc.PEDCCDense,

@@ -19,6 +19,8 @@ CASES = [
     (ProductDense, {}, keras_pedcc.LSoftmaxLoss(), 1e-5),
     (CenterDense, {}, keras_pedcc.CenterLoss(), 1e-5),
     (CosineDense, {}, keras_pedcc.HingeLoss(), 0.05),
+    (CosineDense, {}, keras_pedcc.NTCELoss(), 0.05),
+    (CosineDense, {}, keras_pedcc.NONLLoss(), 0.05),
 ]
 
 

@@ -3,6 +3,12 @@
 from keras_pedcc.losses.am_softmax import AMSoftmaxLoss, am_softmax_loss
 from keras_pedcc.losses.arcface import ArcFaceLoss, arcface_loss
 from keras_pedcc.losses.center import CenterLoss, center_loss
+from keras_pedcc.losses.class_contrast import (
+    NONLLoss,
+    NTCELoss,
+    nonl_loss,
+    ntce_loss,
+)
 from keras_pedcc.losses.hinge import HingeLoss, hinge_loss
 from keras_pedcc.losses.multiple_angle import (
     ASoftmaxLoss,
@@ -21,6 +27,8 @@ __all__ = [
     "CenterLoss",
     "HingeLoss",
     "LSoftmaxLoss",
+    "NONLLoss",
+    "NTCELoss",
     "PEDCCLoss",
     "a_softmax_loss",
     "am_softmax_loss",
@@ -32,5 +40,7 @@ __all__ = [
     "hinge_loss",
     "l_softmax_loss",
     "loss_floor",
+    "nonl_loss",
+    "ntce_loss",
     "pedcc_loss",
 ]
