@@ -27,6 +27,7 @@ from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.kerdock_dense import KerdockDense
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.layers.pedcc_product_dense import PEDCCProductDense
 from keras_pedcc.layers.product_dense import ProductDense
 from keras_pedcc.losses import (
     AMSoftmaxLoss,
@@ -75,6 +76,7 @@ __all__ = [
     "PEDCCDense",
     "PEDCCLoss",
     "PEDCCModel",
+    "PEDCCProductDense",
     "ProductDense",
     "Sampled",
     "VerificationCallback",

@@ -47,6 +47,7 @@ CASES = [
         keras_pedcc.KerdockDense,
         [{"return_norm": True}, {"seed": 3, "scores": keras_pedcc.Blockwise(9)}, BARE],
     ),
+    (keras_pedcc.PEDCCProductDense, [{"radius": 0.5, "trainable": True}]),
     (keras_pedcc.ProductDense, [{"trainable": False}]),
     (keras_pedcc.CenterDense, [{"trainable": False}]),
     (keras_pedcc.IntraClassDistance, [METRIC]),
