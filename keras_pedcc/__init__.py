@@ -18,6 +18,7 @@ from keras_pedcc.evaluation.class_distance import (
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.evaluation.sub_centers import dominant_sub_centers
 from keras_pedcc.evaluation.verification import (
     pair_scores,
     roc_curve,
@@ -88,6 +89,7 @@ __all__ = [
     "class_priors",
     "compare_fingerprints",
     "compatibility_report",
+    "dominant_sub_centers",
     "embed",
     "embedder",
     "generate_pedcc",

@@ -19,6 +19,7 @@ ANNEALED = {
 WITH_MARGIN = {"scale": 9.0, "margin": 0.1, "priors": [3.0, 0.5], "reduction": "sum"}
 NORMED = {"return_norm": True, "dtype": "float16"}
 SAMPLED = {"scores": keras_pedcc.Sampled(0.5, block_size=7)}
+SEVERAL = {"return_features": False, "sub_centers": 3}
 BARE = {"return_features": False, "trainable": True}
 METRIC = {"num_classes": 5, "dim": 6}
 # Class and the arguments of one or more objects, none of them a default.
@@ -38,7 +39,7 @@ CASES = [
     (keras_pedcc.HingeLoss, [{"margin": 2.0, "reduction": "sum"}]),
     (keras_pedcc.NTCELoss, [{"scale": 9.0, "reduction": "sum"}]),
     (keras_pedcc.NONLLoss, [{"scale": 9.0, "reduction": "sum"}]),
-    (keras_pedcc.CosineDense, [NORMED, SAMPLED, {"return_features": False}]),
+    (keras_pedcc.CosineDense, [NORMED, SAMPLED, SEVERAL]),
     (
         keras_pedcc.PEDCCDense,
         [NORMED, SAMPLED, BARE, {"seed": 3, "centroids": "random", "keep_mean": True}],

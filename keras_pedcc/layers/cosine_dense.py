@@ -27,6 +27,11 @@ class CosineDense(keras.layers.Layer):
     ArcFace, and with `return_norm=True` of A-Softmax; `PEDCCDense` is the one with
     predefined, frozen centroids.
 
+    With K = `sub_centers` each class has K centroids, and its logit is the largest of
+    the K cosines. A class that is several clusters, or has wrong labels among the
+    right ones, then needs no common centre, see `keras_pedcc.dominant_sub_centers`.
+    Rows `K j` up to `K (j + 1)` of the weight are those of class j.
+
     The layer computes in float32 under every dtype policy (under `"float64"` in float64
     on TensorFlow), because the square of a float16 feature overflows. Its weight has
     the variable dtype of the policy: `dtype="bfloat16"` halves its memory, and loses
@@ -47,6 +52,8 @@ class CosineDense(keras.layers.Layer):
             A `keras_pedcc.Sampled`: training takes a random part of the classes. The
             latter two need a `PEDCCModel` (or `for_loss`), a loss with a margin, and
             class indices as labels. Defaults to `"dense"`.
+        sub_centers: int, at least 1. Centroids of each class; the paper takes 3. More
+            than 1 needs dense scores. Defaults to 1.
         **kwargs: `name`, `dtype`, `trainable`, see `keras.layers.Layer`.
 
     Call arguments:
@@ -60,10 +67,11 @@ class CosineDense(keras.layers.Layer):
         `"dense"`, a dict of `"features"` alone.
 
     Raises:
-        TypeError: `num_classes` is not a whole number.
+        TypeError: `num_classes` or `sub_centers` is not a whole number.
         ValueError: `num_classes` or the last dimension of the input is below 2;
             a norm is asked for without features; `scores` is none of the above, or
-            leaves the logits to the loss in a head that shall return them or a norm.
+            leaves the logits to the loss in a head that shall return them or a norm;
+            `sub_centers` is below 1, or above 1 without dense scores.
 
     Example:
 
@@ -72,9 +80,12 @@ class CosineDense(keras.layers.Layer):
     (2, 10)
 
     Reference: Wang et al., "Additive Margin Softmax for Face Verification",
-    2018, section 3.
+    2018, section 3; for `sub_centers` Deng et al., "Sub-center ArcFace: Boosting Face
+    Recognition by Large-scale Noisy Web Faces", ECCV 2020,
+    https://doi.org/10.1007/978-3-030-58621-8_43.
     """
 
+    _takes_sub_centers = True  # not the heads with other weights or logits
     # Heads with so many classes compute by blocks unless `scores` says otherwise.
     _blockwise_from = float("inf")
     _layout: Any  # `ClassLayout` or `None`, once the layer is built
@@ -88,6 +99,7 @@ class CosineDense(keras.layers.Layer):
         return_norm: bool = False,
         kernel_initializer: Any = "random_normal",
         scores: Choice | None = None,
+        sub_centers: int = 1,
         **kwargs: Any,
     ) -> None:
         # Inputs and weights are cast here, to float32 whatever the policy computes in.
@@ -103,6 +115,7 @@ class CosineDense(keras.layers.Layer):
         self.return_features = return_features
         self.return_norm = return_norm
         self.scores = self._choose(scores)
+        self.sub_centers = self._check_sub_centers(sub_centers)
         if self.streams and self.scores.sample_rate is not None:
             self.seed_generator = keras.random.SeedGenerator()
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -127,6 +140,17 @@ class CosineDense(keras.layers.Layer):
                 f"return_norm={self.return_norm}. Leave `scores` out, or the others."
             )
         return scores
+
+    def _check_sub_centers(self, sub_centers: int) -> int:
+        check_whole(1, sub_centers=sub_centers)
+        if sub_centers > 1 and (self.streams or not self._takes_sub_centers):
+            raise ValueError(
+                "`sub_centers` needs trained centroids of a `CosineDense`, and dense "
+                f"scores. Received: sub_centers={sub_centers} for a "
+                f"{type(self).__name__} with scores={self.scores!r}. Pass "
+                f"`CosineDense(num_classes, sub_centers={sub_centers})` alone."
+            )
+        return int(sub_centers)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._add_weights(check_dim(input_shape), self.kernel_initializer)
@@ -218,13 +242,15 @@ class CosineDense(keras.layers.Layer):
         config["kernel_initializer"] = keras.initializers.serialize(
             self.kernel_initializer
         )
+        if self._takes_sub_centers:
+            config["sub_centers"] = self.sub_centers
         return config
 
     def _add_weights(self, dim: int, initializer: Any) -> None:
         self._layout = class_layout(f"{self.path}/centroids")
         check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
-            shape=(self.num_classes, dim),
+            shape=(self.num_classes * self.sub_centers, dim),
             initializer=initializer,
             autocast=False,
             name="centroids",
@@ -249,7 +275,11 @@ class CosineDense(keras.layers.Layer):
 
     def _logits(self, features: Tensor, training: bool | None) -> Tensor:
         centroids = ops.cast(self._centroids_for(training), features.dtype)
-        return cosines(features, centroids, self.trainable)
+        logits = cosines(features, centroids, self.trainable)
+        if self.sub_centers == 1:
+            return logits
+        parts = (-1, self.num_classes, self.sub_centers)
+        return ops.max(ops.reshape(logits, parts), axis=2)
 
     def _centroids_for(self, training: bool | None) -> Tensor:
         """The centroids as a tensor, from which the logits are computed."""

@@ -80,6 +80,7 @@ class KerdockDense(CosineDense):
     """
 
     _blockwise_from = BLOCKWISE_FROM
+    _takes_sub_centers = False
 
     def __init__(
         self,

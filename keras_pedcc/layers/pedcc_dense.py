@@ -94,6 +94,7 @@ class PEDCCDense(CosineDense):
 
     _frozen = True  # until the constructor says more
     _blockwise_from = BLOCKWISE_FROM
+    _takes_sub_centers = False
     _source: Any  # a method of `generate_pedcc`, "saved", or an array
 
     def __init__(

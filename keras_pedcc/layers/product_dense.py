@@ -48,6 +48,8 @@ class ProductDense(CosineDense):
     Networks", 2016, eq. 1.
     """
 
+    _takes_sub_centers = False
+
     def __init__(
         self,
         num_classes: int,
