@@ -31,6 +31,7 @@ from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.layers.pedcc_product_dense import PEDCCProductDense
 from keras_pedcc.layers.product_dense import ProductDense
 from keras_pedcc.losses import (
+    AdaFaceLoss,
     AMSoftmaxLoss,
     ArcFaceLoss,
     ASoftmaxLoss,
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AMSoftmaxLoss",
     "ASoftmaxLoss",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "AtomicBackup",
     "Blockwise",

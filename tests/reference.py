@@ -74,6 +74,7 @@ def margin_gradient(labels, cosines, lower, slope, scales):
 
 def soft_margin_entropy(targets, cosines, lower, scales, shift=0.0):
     """The same for soft labels: each class gets its share of the lowering."""
+    shift = 0.0 if shift is None else shift
     targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
     scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
     scores = np.zeros(cosines.shape)
@@ -123,6 +124,26 @@ def arcface(labels, cosines, scale, margin, shift=None):
     return margin_entropy(
         labels, cosines, lambda cosine, j: turned(cosine, margin[j]), scale, shift
     )
+
+
+def adapted(cosine, margin, quality):
+    """The cosine of AdaFace."""
+    angle = np.arccos(np.clip(cosine, -1, 1)) - margin * quality
+    if quality < 0:
+        return turned(cosine, -margin * quality) - margin * (1 + quality)
+    return np.cos(max(angle, 0.0)) - margin * (1 + quality)
+
+
+def adaface(labels, cosines, qualities, scale, margin, shift=None):
+    """AdaFace of each sample; labels are indices or rows of soft ones."""
+    margin = np.broadcast_to(margin, np.shape(cosines)[1])
+    entropy = margin_entropy if np.ndim(labels) == 1 else soft_margin_entropy
+    losses = []
+    for i, q in enumerate(qualities):
+        lower = lambda cosine, j, q=q: adapted(cosine, margin[j], q)  # noqa: E731
+        one = entropy(labels[i : i + 1], cosines[i : i + 1], lower, scale, shift)
+        losses.append(one[0])
+    return np.array(losses)
 
 
 def multiple_angle(labels, cosines, norms, multiple, annealing):

@@ -33,6 +33,7 @@ CASES = [
     ),
     (keras_pedcc.AMSoftmaxLoss, [WITH_MARGIN]),
     (keras_pedcc.ArcFaceLoss, [WITH_MARGIN]),
+    (keras_pedcc.AdaFaceLoss, [{**WITH_MARGIN, "h": 0.5}]),
     (keras_pedcc.ASoftmaxLoss, [ANNEALED]),
     (keras_pedcc.LSoftmaxLoss, [ANNEALED]),
     (keras_pedcc.CenterLoss, [{"center_weight": 0.5, "reduction": "mean"}]),

@@ -48,6 +48,7 @@ class ProductDense(CosineDense):
     Networks", 2016, eq. 1.
     """
 
+    _standardizes = False
     _takes_sub_centers = False
 
     def __init__(

@@ -1,5 +1,6 @@
 """Losses: PEDCC-Loss and the losses that it is compared with."""
 
+from keras_pedcc.losses.adaface import AdaFaceLoss, adaface_loss
 from keras_pedcc.losses.am_softmax import AMSoftmaxLoss, am_softmax_loss
 from keras_pedcc.losses.arcface import ArcFaceLoss, arcface_loss
 from keras_pedcc.losses.center import CenterLoss, center_loss
@@ -23,6 +24,7 @@ from keras_pedcc.losses.scale import auto_scale, loss_floor
 __all__ = [
     "AMSoftmaxLoss",
     "ASoftmaxLoss",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "CenterLoss",
     "HingeLoss",
@@ -31,6 +33,7 @@ __all__ = [
     "NTCELoss",
     "PEDCCLoss",
     "a_softmax_loss",
+    "adaface_loss",
     "am_softmax_loss",
     "annealing_lambda",
     "arcface_loss",
