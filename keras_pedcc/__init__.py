@@ -18,6 +18,7 @@ from keras_pedcc.evaluation.class_distance import (
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.evaluation.sub_centers import dominant_sub_centers
 from keras_pedcc.evaluation.verification import (
     pair_scores,
     roc_curve,
@@ -27,14 +28,19 @@ from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.kerdock_dense import KerdockDense
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
+from keras_pedcc.layers.pedcc_product_dense import PEDCCProductDense
 from keras_pedcc.layers.product_dense import ProductDense
+from keras_pedcc.layers.sub_center_dense import SubCenterDense
 from keras_pedcc.losses import (
+    AdaFaceLoss,
     AMSoftmaxLoss,
     ArcFaceLoss,
     ASoftmaxLoss,
     CenterLoss,
     HingeLoss,
     LSoftmaxLoss,
+    NONLLoss,
+    NTCELoss,
     PEDCCLoss,
     pedcc_loss,
 )
@@ -56,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AMSoftmaxLoss",
     "ASoftmaxLoss",
+    "AdaFaceLoss",
     "ArcFaceLoss",
     "AtomicBackup",
     "Blockwise",
@@ -70,11 +77,15 @@ __all__ = [
     "KerdockDense",
     "LSoftmaxLoss",
     "MarginWarmup",
+    "NONLLoss",
+    "NTCELoss",
     "PEDCCDense",
     "PEDCCLoss",
     "PEDCCModel",
+    "PEDCCProductDense",
     "ProductDense",
     "Sampled",
+    "SubCenterDense",
     "VerificationCallback",
     "assign_classes",
     "centroid_fingerprint",
@@ -84,6 +95,7 @@ __all__ = [
     "class_priors",
     "compare_fingerprints",
     "compatibility_report",
+    "dominant_sub_centers",
     "embed",
     "embedder",
     "generate_pedcc",

@@ -74,6 +74,7 @@ def margin_gradient(labels, cosines, lower, slope, scales):
 
 def soft_margin_entropy(targets, cosines, lower, scales, shift=0.0):
     """The same for soft labels: each class gets its share of the lowering."""
+    shift = 0.0 if shift is None else shift
     targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
     scales = np.broadcast_to(np.asarray(scales, "float64"), cosines.shape)
     scores = np.zeros(cosines.shape)
@@ -125,6 +126,26 @@ def arcface(labels, cosines, scale, margin, shift=None):
     )
 
 
+def adapted(cosine, margin, quality):
+    """The cosine of AdaFace."""
+    angle = np.arccos(np.clip(cosine, -1, 1)) - margin * quality
+    if quality < 0:
+        return turned(cosine, -margin * quality) - margin * (1 + quality)
+    return np.cos(max(angle, 0.0)) - margin * (1 + quality)
+
+
+def adaface(labels, cosines, qualities, scale, margin, shift=None):
+    """AdaFace of each sample; labels are indices or rows of soft ones."""
+    margin = np.broadcast_to(margin, np.shape(cosines)[1])
+    entropy = margin_entropy if np.ndim(labels) == 1 else soft_margin_entropy
+    losses = []
+    for i, q in enumerate(qualities):
+        lower = lambda cosine, j, q=q: adapted(cosine, margin[j], q)  # noqa: E731
+        one = entropy(labels[i : i + 1], cosines[i : i + 1], lower, scale, shift)
+        losses.append(one[0])
+    return np.array(losses)
+
+
 def multiple_angle(labels, cosines, norms, multiple, annealing):
     """A-Softmax with norms |x|, shape (batch, 1); L-Softmax with |w||x|."""
 
@@ -133,6 +154,20 @@ def multiple_angle(labels, cosines, norms, multiple, annealing):
         return (annealing * cosine + psi) / (1 + annealing)
 
     return margin_entropy(labels, cosines, lower, norms)
+
+
+def class_contrast(targets, cosines, scale, negatives_only):
+    """NTCE or NONL of each sample, for one-hot or soft labels."""
+    targets, cosines = np.asarray(targets, "float64"), np.asarray(cosines, "float64")
+    losses = []
+    for row, own in zip(cosines, targets, strict=True):
+        loss = 0.0
+        for j, share in enumerate(own):
+            counts = 1 - targets[:, j] if negatives_only else np.ones(len(targets))
+            total = np.sum(counts * np.exp(scale * (cosines[:, j] - row[j])))
+            loss += share * np.log(total) if share else 0.0
+        losses.append(loss)
+    return np.array(losses)
 
 
 def hinge(labels, logits, margin):

@@ -33,11 +33,15 @@ CASES = [
     ),
     (keras_pedcc.AMSoftmaxLoss, [WITH_MARGIN]),
     (keras_pedcc.ArcFaceLoss, [WITH_MARGIN]),
+    (keras_pedcc.AdaFaceLoss, [{**WITH_MARGIN, "h": 0.5}]),
     (keras_pedcc.ASoftmaxLoss, [ANNEALED]),
     (keras_pedcc.LSoftmaxLoss, [ANNEALED]),
     (keras_pedcc.CenterLoss, [{"center_weight": 0.5, "reduction": "mean"}]),
     (keras_pedcc.HingeLoss, [{"margin": 2.0, "reduction": "sum"}]),
+    (keras_pedcc.NTCELoss, [{"scale": 9.0, "reduction": "sum"}]),
+    (keras_pedcc.NONLLoss, [{"scale": 9.0, "reduction": "sum"}]),
     (keras_pedcc.CosineDense, [NORMED, SAMPLED, ROOM, {"return_features": False}]),
+    (keras_pedcc.SubCenterDense, [{"return_features": False, "sub_centers": 2}]),
     (
         keras_pedcc.PEDCCDense,
         [
@@ -56,6 +60,7 @@ CASES = [
             BARE,
         ],
     ),
+    (keras_pedcc.PEDCCProductDense, [{"radius": 0.5, "trainable": True}]),
     (keras_pedcc.ProductDense, [{"trainable": False}, ROOM]),
     (keras_pedcc.CenterDense, [{"trainable": False}]),
     (keras_pedcc.IntraClassDistance, [METRIC]),

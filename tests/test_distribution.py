@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from keras_pedcc import (
+    AdaFaceLoss,
     ArcFaceLoss,
     CenterDense,
     CenterLoss,
+    CosineDense,
     FinetuneCallback,
     FinetuneOptimizer,
     LSoftmaxLoss,
     MarginWarmup,
+    NONLLoss,
+    NTCELoss,
     PEDCCDense,
     PEDCCLoss,
     PEDCCModel,
@@ -90,13 +94,26 @@ def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas, root):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("root", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_replica_without_samples_changes_nothing(two_replicas, root):
+def normed(number):
+    return CosineDense(number, return_norm=True)
+
+
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [
+        (PEDCCDense, PEDCCLoss(mse_root=1)),
+        (PEDCCDense, PEDCCLoss(mse_root=2)),
+        pytest.param(PEDCCDense, PEDCCLoss(mse_root=3), marks=pytest.mark.slow),
+        (normed, AdaFaceLoss(8.0)),
+        (CosineDense, NONLLoss()),
+    ],
+)
+def test_a_replica_without_samples_changes_nothing(two_replicas, head, loss):
     # The last batch has one sample for two replicas.
     with two_replicas.scope():
         inputs = keras.Input((4,))
-        model = PEDCCModel(inputs, PEDCCDense(3)(keras.layers.Dense(8)(inputs)))
-        model.compile("sgd", PEDCCLoss(mse_root=root))
+        model = PEDCCModel(inputs, head(3)(keras.layers.Dense(8)(inputs)))
+        model.compile("sgd", loss)
     images = np.random.default_rng(0).standard_normal((17, 4))
     history = model.fit(images, np.arange(17) % 3, batch_size=16, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
@@ -127,6 +144,9 @@ def fitted(strategy, make_head, loss, rate=None, callbacks=None):
         (PEDCCDense, PEDCCLoss(), None, [MarginWarmup(2)]),
         (ProductDense, LSoftmaxLoss(2, annealing_gamma=1.0)),
         (CenterDense, CenterLoss(1.0), 0.5),
+        (CosineDense, NTCELoss()),
+        (CosineDense, NONLLoss()),
+        (normed, AdaFaceLoss(8.0), None, [MarginWarmup(2)]),
     ],
     ids=lambda arguments: type(arguments[1]).__name__,
 )

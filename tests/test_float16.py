@@ -16,9 +16,12 @@ CASES = [
     (CosineDense, {}, keras_pedcc.AMSoftmaxLoss(scale=64.0), 0.05),
     (CosineDense, {}, keras_pedcc.ArcFaceLoss(), 0.05),
     (CosineDense, NORMED, keras_pedcc.ASoftmaxLoss(), 1e-4),
+    (CosineDense, NORMED, keras_pedcc.AdaFaceLoss(), 0.05),
     (ProductDense, {}, keras_pedcc.LSoftmaxLoss(), 1e-5),
     (CenterDense, {}, keras_pedcc.CenterLoss(), 1e-5),
     (CosineDense, {}, keras_pedcc.HingeLoss(), 0.05),
+    (CosineDense, {}, keras_pedcc.NTCELoss(), 0.05),
+    (CosineDense, {}, keras_pedcc.NONLLoss(), 0.05),
 ]
 
 

@@ -5,6 +5,7 @@ from tensors import assert_allclose, gradient_of, numpy_of
 
 import keras_pedcc
 from keras_pedcc import (
+    AdaFaceLoss,
     AMSoftmaxLoss,
     ArcFaceLoss,
     ASoftmaxLoss,
@@ -76,6 +77,7 @@ def test_head_computes_in_float32_under_every_policy(head, arguments, policy):
     [
         (PEDCCDense(3), AMSoftmaxLoss()),
         (PEDCCDense(3), ArcFaceLoss()),
+        (CosineDense(3, return_norm=True), AdaFaceLoss()),
         (PEDCCDense(3, return_norm=True), ASoftmaxLoss(annealing_base=0)),
         (CosineDense(3, return_norm=True), ASoftmaxLoss(annealing_base=0)),
         (ProductDense(3), LSoftmaxLoss(annealing_base=0)),

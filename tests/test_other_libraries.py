@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 from tensors import assert_allclose, gradient_of, numpy_of
 
-from keras_pedcc import CosineDense, HingeLoss, ProductDense
+from keras_pedcc import CosineDense, HingeLoss, ProductDense, SubCenterDense
 from keras_pedcc.losses import (
     a_softmax_loss,
     am_softmax_loss,
@@ -46,7 +46,8 @@ def theirs(name, features, weights, **arguments):
     import torch
     from pytorch_metric_learning.reducers import DoNothingReducer
 
-    loss = getattr(losses, name)(10, 16, reducer=DoNothingReducer(), **arguments)
+    arguments |= {"num_classes": 10, "embedding_size": 16}
+    loss = getattr(losses, name)(reducer=DoNothingReducer(), **arguments)
     loss.W.data = torch.tensor(weights.T)
     tensor = torch.tensor(features, requires_grad=True)
     values = loss(tensor, torch.tensor(LABELS))["loss"]["losses"]
@@ -90,6 +91,16 @@ def test_arcface_agrees(features, weights):
     rates, their_rates = -np.expm1(-np.float64([found, expected]))  # dL / dz
     gradient, slope = gradient / rates[:, None], slope / their_rates[:, None]
     assert_allclose(gradient[BETWEEN], slope[BETWEEN], rtol=1e-3, atol=1e-3)
+
+
+def test_sub_center_arcface_agrees(rng, features):
+    weights = rng.standard_normal((30, 16))  # three rows for each class
+    given = {"margin": np.degrees(0.5), "scale": 15, "sub_centers": 3}
+    expected, slope = theirs("SubCenterArcFaceLoss", features, weights, **given)
+    head = SubCenterDense(10, sub_centers=3)
+    found, gradient = ours(arcface_loss, head, features, weights, margin=0.5)
+    assert_allclose(found, expected, rtol=1e-4)
+    assert_allclose(gradient, slope, rtol=1e-3, atol=1e-4)
 
 
 # Scores of 30, rounded, and the polynomial of degree 4 cost digits of small losses.

@@ -311,7 +311,7 @@ def plain(kind):
     inner = keras.Sequential([inputs, keras.layers.Dense(DIM), head])
     if kind == "sequential":
         return inner
-    return keras.Model(inputs, keras.layers.Rescaling(2.0)(inner(inputs)))
+    return keras.Model(inputs, keras.layers.Rescaling(0.5)(inner(inputs)))
 
 
 @pytest.mark.parametrize("kind", ["subclass", "sequential", "nested"])

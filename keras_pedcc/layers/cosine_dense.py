@@ -13,6 +13,7 @@ from keras_pedcc.common.rows_in_use import mark_room
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
+from keras_pedcc.layers.running_norm import standardized, updated
 from keras_pedcc.layers.signs import Signs
 from keras_pedcc.scores.blockwise import BlockwiseScores
 from keras_pedcc.scores.choice import Blockwise, Choice, check_scores
@@ -48,9 +49,12 @@ class CosineDense(keras.layers.Layer):
             more of them in use. Defaults to `num_classes`.
         return_features: bool. Whether to return the unit features beside the
             logits.
-        return_norm: bool. Whether to return, beside the features, what A-Softmax
-            needs: their length before the division, and the training steps that
-            the layer has seen, which it counts in one more weight, `iterations`.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax and
+            AdaFace need: their length before the division, also in standard
+            deviations from its mean, and the training steps that the layer has seen.
+            Three more weights hold what it counts: `iterations`, `norm_mean` and
+            `norm_deviation`, averages over the first 100 training batches, and
+            exponential averages of rate 0.01 from then on.
         kernel_initializer: Initializer of the centroids; only their direction
             matters.
         scores: How a loss gets the cosines. `"dense"`: the head returns all of them
@@ -67,9 +71,9 @@ class CosineDense(keras.layers.Layer):
     Returns:
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
-        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`. With scores that are not
-        `"dense"`, a dict of `"features"` alone.
+        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`,
+        `"standard_norm"`, and `"iterations"`, int32, all of shape `(batch,)`. With
+        scores that are not `"dense"`, a dict of `"features"` alone.
 
     Raises:
         TypeError: `num_classes` or `capacity` is not a whole number.
@@ -88,6 +92,7 @@ class CosineDense(keras.layers.Layer):
     2018, section 3.
     """
 
+    _standardizes = True  # the norm, where it is returned
     # Heads with so many classes compute by blocks unless `scores` says otherwise.
     _blockwise_from = float("inf")
     # Heads whose centroids lie all around, wherever the features are, have one.
@@ -170,6 +175,11 @@ class CosineDense(keras.layers.Layer):
         return outputs if self._is_full else with_open_width(outputs)
 
     @property
+    def _rows(self) -> int:
+        """Rows of the weight."""
+        return self.capacity
+
+    @property
     def _is_full(self) -> bool:
         return self.num_classes == self.capacity
 
@@ -241,8 +251,7 @@ class CosineDense(keras.layers.Layer):
             return logits
         outputs = {"features": features, "logits": logits}
         if self.return_norm:
-            outputs["norm"] = lengths(inputs)
-            outputs["iterations"] = self._count(inputs, training)
+            outputs |= self._norms(inputs, training)
         return outputs
 
     def save_own_variables(self, store: Any) -> None:
@@ -268,7 +277,7 @@ class CosineDense(keras.layers.Layer):
         check_divisible(self.capacity, self._layout)
         refuse_room(self.num_classes, self.capacity, self._layout)
         self.centroids = self.add_weight(
-            shape=(self.capacity, dim),
+            shape=(self._rows, dim),
             initializer=initializer,
             autocast=False,
             name="centroids",
@@ -279,15 +288,22 @@ class CosineDense(keras.layers.Layer):
 
     def _add_counter(self, dim: int) -> None:
         if self.return_norm:
-            self.iterations = self.add_weight(
-                shape=(),
-                initializer="zeros",
-                dtype="int32",
-                trainable=False,
-                aggregation="only_first_replica",
-                name="iterations",
-            )
+            self.iterations = self._add_state("iterations", "int32")
+        if self.return_norm and self._standardizes:
+            self.norm_mean = self._add_state("norm_mean", float_dtype(self))
+            self.norm_deviation = self._add_state("norm_deviation", float_dtype(self))
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: dim})
+
+    def _add_state(self, name: str, dtype: str) -> keras.Variable:
+        return self.add_weight(
+            shape=(),
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
 
     def _check_place(self) -> None:
         if keras.distribution.distribution() is not None:
@@ -306,12 +322,27 @@ class CosineDense(keras.layers.Layer):
         """The rows of the classes in use."""
         return rows if rows.shape[0] == self.num_classes else rows[: self.num_classes]
 
-    def _count(self, inputs: Tensor, training: bool | None) -> Tensor:
-        """The training steps so far, this one included, for each sample."""
+    def _norms(self, inputs: Tensor, training: bool | None) -> dict[str, Tensor]:
+        """Lengths, and the training steps so far, this one included."""
         if training:
             self.iterations.assign_add(1)
-        steps = ops.convert_to_tensor(self.iterations)
-        return ops.broadcast_to(steps, ops.shape(inputs)[:1])
+        steps, norm = ops.convert_to_tensor(self.iterations), lengths(inputs)
+        outputs = {"norm": norm, "iterations": ops.broadcast_to(steps, ops.shape(norm))}
+        if self._standardizes:
+            fixed = ops.stop_gradient(norm)
+            outputs["standard_norm"] = self._standard_norm(fixed, steps, training)
+        return outputs
+
+    def _standard_norm(
+        self, norm: Tensor, steps: Tensor, training: bool | None
+    ) -> Tensor:
+        mean = ops.convert_to_tensor(self.norm_mean)
+        deviation = ops.convert_to_tensor(self.norm_deviation)
+        if training:
+            mean, deviation = updated(mean, deviation, norm, steps)
+            self.norm_mean.assign(mean)
+            self.norm_deviation.assign(deviation)
+        return standardized(norm, mean, deviation)
 
 
 def check_float(dtype: str) -> None:

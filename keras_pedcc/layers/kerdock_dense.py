@@ -44,9 +44,8 @@ class KerdockDense(CosineDense):
         seed: int, at least 0. Draws the centroids: same seed, same centroids.
         return_features: bool. Whether to return the unit features beside the
             logits.
-        return_norm: bool. Whether to return, beside the features, what A-Softmax
-            needs: their length before the division, and the training steps that
-            the layer has seen, which it counts in one more weight, `iterations`.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax and
+            AdaFace need, which is counted in three more weights, see `CosineDense`.
         scores: `"dense"`, `"blockwise"` or a `keras_pedcc.Blockwise`, see
             `CosineDense`; blocks are rounded up to a multiple of `2 d`. Defaults to
             `"blockwise"` from a capacity of 100,000 on, as in `PEDCCDense`.

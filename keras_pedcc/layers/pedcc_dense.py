@@ -52,9 +52,8 @@ class PEDCCDense(CosineDense):
             `keras.models.clone_model` raises.
         return_features: bool. Whether to return the unit features beside the
             logits.
-        return_norm: bool. Whether to return, beside the features, what A-Softmax
-            needs: their length before the division, and the training steps that
-            the layer has seen, which it counts in one more weight, `iterations`.
+        return_norm: bool. Whether to return, beside the features, what A-Softmax and
+            AdaFace need, which is counted in three more weights, see `CosineDense`.
         scores: How a loss gets the cosines: `"dense"`, `"blockwise"`, or a
             `keras_pedcc.Blockwise` or `keras_pedcc.Sampled`, see `CosineDense`.
             Defaults to `"blockwise"` from a capacity of 100,000 on, unless
@@ -77,9 +76,9 @@ class PEDCCDense(CosineDense):
     Returns:
         With `return_features=True` a dict of `"features"`, shape `(batch, dim)`,
         unit vectors, and `"logits"`, shape `(batch, num_classes)`, cosines in
-        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`, float,
-        and `"iterations"`, int32, both of shape `(batch,)`. With scores that are not
-        `"dense"`, a dict of `"features"` alone.
+        [-1, 1]; else the logits alone. With `return_norm=True` also `"norm"`,
+        `"standard_norm"`, and `"iterations"`, int32, all of shape `(batch,)`. With
+        scores that are not `"dense"`, a dict of `"features"` alone.
 
     Raises:
         TypeError: `num_classes`, `capacity` or `seed` is not a whole number.

@@ -49,6 +49,8 @@ class ProductDense(CosineDense):
     Networks", 2016, eq. 1.
     """
 
+    _standardizes = False
+
     def __init__(
         self,
         num_classes: int,

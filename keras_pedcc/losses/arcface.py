@@ -85,7 +85,7 @@ def _arcface(
     scores, target, valid = prepare_cosines(y_true, y_pred)
     angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
     shift = shift_for(shift, scores)
-    loss = scores.entropy(target, lambda cos: _turned(cos, angle), scale, shift)
+    loss = scores.entropy(target, lambda cos: turned(cos, angle), scale, shift)
     return nan_unless(valid, loss)
 
 
@@ -143,7 +143,7 @@ class ArcFaceLoss(MarginLoss):
         return _arcface(y_true, y_pred, *self.constants(y_pred))
 
 
-def _turned(cosines: Tensor, margin: Tensor) -> Tensor:
+def turned(cosines: Tensor, margin: Tensor) -> Tensor:
     """`psi` of `arcface_loss`: the cosine of an angle larger by `margin`."""
     margin = ops.stop_gradient(margin)
     return with_gradient(_turn, _turn_slope)(cosines, ops.cos(margin), ops.sin(margin))

@@ -20,8 +20,9 @@ class MarginWarmup(keras.callbacks.Callback):
 
     In epoch e, counted from 0, the margin is
     `margin * (start + (1 - start) * min(1, e / epochs))`, with `margin` that of the
-    loss: `PEDCCLoss`, `AMSoftmaxLoss` or `ArcFaceLoss`. Validation sees the margin of
-    its epoch too, which raises `val_loss`: let other callbacks monitor an accuracy.
+    loss: `PEDCCLoss`, `AMSoftmaxLoss`, `ArcFaceLoss` or `AdaFaceLoss`. Validation sees
+    the margin of its epoch too, which raises `val_loss`: let other callbacks monitor an
+    accuracy.
     The margin depends on the epoch alone: training that is resumed, by
     `initial_epoch` or from a backup, goes on with the margin it would have had.
 
@@ -110,7 +111,8 @@ class MarginWarmup(keras.callbacks.Callback):
         if not hasattr(self.model.loss, "margin_share"):
             raise ValueError(
                 "`MarginWarmup` needs a loss with a margin that may be any number: "
-                "`PEDCCLoss`, `AMSoftmaxLoss` or `ArcFaceLoss`. Received: loss="
+                "`PEDCCLoss`, `AMSoftmaxLoss`, `ArcFaceLoss` or `AdaFaceLoss`. "
+                "Received: loss="
                 f"{self.model.loss!r}. Pass one to `compile`, or leave the callback "
                 "out."
             )
