@@ -9,6 +9,8 @@ from keras_pedcc.centroids.fingerprint import (
 )
 from keras_pedcc.centroids.generate import generate_pedcc
 from keras_pedcc.centroids.quality import centroid_report
+from keras_pedcc.data.batches import ClassBatches
+from keras_pedcc.data.files import ImageFiles
 from keras_pedcc.evaluation.class_distance import (
     InterClassDistance,
     IntraClassDistance,
@@ -59,10 +61,12 @@ __all__ = [
     "Blockwise",
     "CenterDense",
     "CenterLoss",
+    "ClassBatches",
     "CosineDense",
     "FinetuneCallback",
     "FinetuneOptimizer",
     "HingeLoss",
+    "ImageFiles",
     "InterClassDistance",
     "IntraClassDistance",
     "KerdockDense",
