@@ -20,6 +20,7 @@ from keras_pedcc.evaluation.class_distance import (
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.evaluation.retrieval_callback import RetrievalCallback
 from keras_pedcc.evaluation.verification import (
     pair_scores,
     roc_curve,
@@ -76,6 +77,7 @@ __all__ = [
     "PEDCCLoss",
     "PEDCCModel",
     "ProductDense",
+    "RetrievalCallback",
     "Sampled",
     "VerificationCallback",
     "assign_classes",

@@ -50,7 +50,7 @@ class ImageFiles:
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike[str]] | ArrayLike,
+        paths: Sequence[str | os.PathLike[str]],
         labels: ArrayLike,
         *,
         size: tuple[int, int],
@@ -139,7 +139,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: slice | ArrayLike) -> Array:
+    def __getitem__(self, rows: Any) -> Array:
         """The images of some rows, float32 in [0, 255], shape `(rows, ...)`."""
         paths = [self.paths[i] for i in np.arange(len(self))[rows]]
         images = self._read(paths)
