@@ -17,6 +17,7 @@ from keras_pedcc.evaluation.class_distance import (
     inter_class_distance,
     intra_class_distance,
 )
+from keras_pedcc.evaluation.classifier import classifier, identify
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
 from keras_pedcc.evaluation.retrieval import retrieval_report
@@ -86,11 +87,13 @@ __all__ = [
     "check_same_centroids",
     "class_parallel",
     "class_priors",
+    "classifier",
     "compare_fingerprints",
     "compatibility_report",
     "embed",
     "embedder",
     "generate_pedcc",
+    "identify",
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",
