@@ -1,5 +1,6 @@
 """Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
 
+from keras_pedcc import plot
 from keras_pedcc.centroids.assignment import assign_classes
 from keras_pedcc.centroids.files import load_centroids, save_centroids
 from keras_pedcc.centroids.fingerprint import (
@@ -20,6 +21,7 @@ from keras_pedcc.evaluation.class_distance import (
 from keras_pedcc.evaluation.classifier import classifier, identify
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
+from keras_pedcc.evaluation.projector import ProjectorCallback
 from keras_pedcc.evaluation.retrieval import retrieval_report
 from keras_pedcc.evaluation.retrieval_callback import RetrievalCallback
 from keras_pedcc.evaluation.verification import (
@@ -78,6 +80,7 @@ __all__ = [
     "PEDCCLoss",
     "PEDCCModel",
     "ProductDense",
+    "ProjectorCallback",
     "RetrievalCallback",
     "Sampled",
     "VerificationCallback",
@@ -101,6 +104,7 @@ __all__ = [
     "nearest_classes",
     "pair_scores",
     "pedcc_loss",
+    "plot",
     "retrieval_report",
     "roc_curve",
     "save_centroids",

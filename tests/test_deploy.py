@@ -49,8 +49,8 @@ def test_saved_model_predicts_the_same(digits, tmp_path):
         pytest.skip("Keras exports no SavedModel from PyTorch")
     part, images, expected = digits
     part.export(tmp_path / "digits", verbose=False)
-    found = tf.saved_model.load(str(tmp_path / "digits")).serve(images)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    artifact = tf.saved_model.load(str(tmp_path / "digits"))
+    np.testing.assert_allclose(artifact.serve(images), expected, atol=1e-5)
 
 
 def test_onnx_predicts_the_same(digits, tmp_path):
