@@ -64,7 +64,9 @@ def classifier(
         if scale is None:
             scale = _scale_of(model, logits)
         layer = ClassProbabilities(scale, class_names, name="probabilities")
-        return keras.Model(inputs, layer(logits), name=name)
+        made = keras.Model(inputs, layer(logits), name=name)
+        made(inputs)  # Keras exports no model that was never called
+        return made
 
 
 def identify(
