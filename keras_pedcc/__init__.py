@@ -1,5 +1,6 @@
 """Predefined evenly-distributed class centroids (PEDCC) for Keras 3."""
 
+from keras_pedcc import plot
 from keras_pedcc.centroids.assignment import assign_classes
 from keras_pedcc.centroids.files import load_centroids, save_centroids
 from keras_pedcc.centroids.fingerprint import (
@@ -9,15 +10,20 @@ from keras_pedcc.centroids.fingerprint import (
 )
 from keras_pedcc.centroids.generate import generate_pedcc
 from keras_pedcc.centroids.quality import centroid_report
+from keras_pedcc.data.batches import ClassBatches
+from keras_pedcc.data.files import ImageFiles
 from keras_pedcc.evaluation.class_distance import (
     InterClassDistance,
     IntraClassDistance,
     inter_class_distance,
     intra_class_distance,
 )
+from keras_pedcc.evaluation.classifier import classifier, identify
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
+from keras_pedcc.evaluation.projector import ProjectorCallback
 from keras_pedcc.evaluation.retrieval import retrieval_report
+from keras_pedcc.evaluation.retrieval_callback import RetrievalCallback
 from keras_pedcc.evaluation.sub_centers import dominant_sub_centers
 from keras_pedcc.evaluation.verification import (
     pair_scores,
@@ -68,10 +74,12 @@ __all__ = [
     "Blockwise",
     "CenterDense",
     "CenterLoss",
+    "ClassBatches",
     "CosineDense",
     "FinetuneCallback",
     "FinetuneOptimizer",
     "HingeLoss",
+    "ImageFiles",
     "InterClassDistance",
     "IntraClassDistance",
     "KerdockDense",
@@ -84,6 +92,8 @@ __all__ = [
     "PEDCCModel",
     "PEDCCProductDense",
     "ProductDense",
+    "ProjectorCallback",
+    "RetrievalCallback",
     "Sampled",
     "SubCenterDense",
     "VerificationCallback",
@@ -93,6 +103,7 @@ __all__ = [
     "check_same_centroids",
     "class_parallel",
     "class_priors",
+    "classifier",
     "compare_fingerprints",
     "compatibility_report",
     "dominant_sub_centers",
@@ -100,6 +111,7 @@ __all__ = [
     "embedder",
     "generate_pedcc",
     "grow_classes",
+    "identify",
     "inter_class_distance",
     "intra_class_distance",
     "load_centroids",
@@ -107,6 +119,7 @@ __all__ = [
     "nearest_classes",
     "pair_scores",
     "pedcc_loss",
+    "plot",
     "recipe",
     "retrieval_report",
     "roc_curve",

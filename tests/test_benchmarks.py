@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_pedcc
-from benchmarks import gpu_classes, many_classes, peers, walsh_hadamard
+from benchmarks import gpu_classes, many_classes, peers, retrieval, walsh_hadamard
 
 # many_classes.py
 
@@ -238,3 +238,19 @@ def test_a_case_that_does_not_fit_is_told(capsys):
     row = json.loads(capsys.readouterr().out)
     assert row["milliseconds"] is None
     assert "num_classes=20" in row["failed"]
+
+
+# retrieval.py
+
+
+@needs_torch
+def test_both_ways_of_retrieval_find_the_same():
+    pytest.importorskip("pytorch_metric_learning")
+    flags = ["--items", "300", "--dim", "8", "--classes", "20"]
+    rows = [
+        retrieval.measured(retrieval.parse_args(["--way", way, *flags]))
+        for way in retrieval.WAYS
+    ]
+    for key in ("recall_at_1", "mean_average_precision_at_r"):
+        assert 0.1 < rows[0][key] < 1
+        assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-6)

@@ -1,12 +1,14 @@
 import tracemalloc
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 from tensors import only_once
 
 from keras_pedcc import retrieval_report
-from keras_pedcc.evaluation import retrieval
+from keras_pedcc.common.devices import exact_products
+from keras_pedcc.evaluation import search
 
 
 def slow_report(queries, labels, items, item_labels, ranks, without_self):
@@ -41,7 +43,7 @@ def assert_same(report, expected):
 def block(request, monkeypatch):
     """The usual size of a block, one that does not divide, and single queries."""
     if request.param:
-        monkeypatch.setattr(retrieval, "BLOCK", request.param)
+        monkeypatch.setattr(search, "BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("block")
@@ -112,6 +114,49 @@ def test_report_takes_tensors_and_names():
     report = retrieval_report(features, [*"abab"], k=3)
     assert report["recall_at_3"] == 1.0
     assert {type(value) for value in report.values()} == {float, int}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_search_on_a_device_finds_the_same(rng, monkeypatch, ties):
+    monkeypatch.setattr(search, "has_accelerator", lambda: True)
+    monkeypatch.setattr(search, "BLOCK", 4 * 70 * 30)  # 30 queries
+    features = rng.standard_normal((70, 6)).astype("float32")
+    if ties:
+        features = rng.integers(0, 2, (70, 6)).astype("float32")
+        features[:, 0] = 1
+    labels = rng.integers(0, 12, 70)
+    labels[0] = 99  # alone
+    report = retrieval_report(features, labels, k=(1, 3))
+    twin = features.astype("float64")
+    assert_same(report, slow_report(twin, labels, twin, labels, (1, 3), True))
+    arguments = {"gallery": features[40:], "gallery_labels": labels[40:]}
+    report = retrieval_report(features[:40], labels[:40], **arguments, k=(1, 3))
+    others = twin[:40], labels[:40], twin[40:], labels[40:]
+    assert_same(report, slow_report(*others, (1, 3), False))
+
+
+def test_products_are_exact_inside_and_as_before_outside():
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        read = lambda: jax.config.jax_default_matmul_precision  # noqa: E731
+        exact = "float32"
+    elif backend == "torch":
+        import torch
+
+        read, exact = torch.get_float32_matmul_precision, "highest"
+        torch.set_float32_matmul_precision("high")
+    else:
+        import tensorflow as tf
+
+        read, exact = tf.config.experimental.tensor_float_32_execution_enabled, False
+    before = read()
+    with exact_products():
+        assert read() == exact
+    assert read() == before != exact
+    if backend == "torch":
+        torch.set_float32_matmul_precision("highest")
 
 
 @only_once

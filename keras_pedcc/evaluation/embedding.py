@@ -110,7 +110,7 @@ def embed(
     (20, 64)
     """
     if flip:
-        images = _check_images(images)
+        images = check_images(images)
     features = predict_all(embedder, images, batch_size=batch_size)
     if not isinstance(features, np.ndarray):
         raise ValueError(
@@ -176,7 +176,7 @@ class VerificationCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         check_whole(1, batch_size=batch_size)
-        images = _check_images(images) if flip else images
+        images = check_images(images) if flip else images
         number = number_of_rows(images)
         used, index = np.unique(check_pairs(pairs, number), return_inverse=True)
         self.pairs = index.reshape(-1, 2)
@@ -285,7 +285,8 @@ def _calls_of(graph: keras.Model) -> tuple[list[tuple[Any, ...]], keras.Model]:
     return calls, copy
 
 
-def _check_images(images: Any) -> Array:
+def check_images(images: Any) -> Array:
+    """Returns one array of images that can be mirrored, or raises."""
     if len(getattr(images, "shape", ())) != 4:
         raise ValueError(
             "`images` must be one array with four axes to be flipped. Received: "

@@ -7,8 +7,7 @@ import numpy as np
 
 from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_classes, check_features, check_whole
-
-BLOCK = 2**27  # bytes of cosines that are computed at a time
+from keras_pedcc.evaluation.search import search
 
 
 def retrieval_report(
@@ -24,15 +23,16 @@ def retrieval_report(
     Each feature is a query; the gallery is every other feature, or one of its own.
     With the gallery in falling order of cosine, R the number of its items that share
     the label of query q, and `P(i)` the share of these among its first i items:
-    `recall@k` is the share of queries with at least one of them among the first k, and
-    `mAP@R` the mean over queries of `1/R sum_i P(i) [item i shares the label]`, i = 1
-    to R. Items with equal cosine, but for rounding (4 units in the last place of 1),
-    count in the worst order, those of other classes first: a network that maps all
-    images to one point gets 0.
+    `recall@k` is the share of queries with at least one of them among the first k, so
+    `recall@1` is the accuracy of the nearest neighbour; `mAP@R` is the mean over
+    queries of `1/R sum_i P(i) [item i shares the label]`, i = 1 to R. Items with equal
+    cosine, but for rounding (4 units in the last place of 1), count in the worst order,
+    those of other classes first: a network that maps all images to one point gets 0.
 
     All cosines are computed, in float32 (float64 for features in float64), in blocks
     of queries: beside the features, and a copy of them of length 1, no more than
-    about 0.3 GiB is held. It runs on the CPU.
+    about 0.3 GiB is held. Features in float32 are searched on the backend's
+    accelerator where there is one, without TF32; else on the CPU.
 
     Args:
         features: Array or tensor, shape `(batch, dim)`; need not be unit vectors.
@@ -136,59 +136,3 @@ def _labelled(**named: ArrayLike) -> tuple[Array, Array]:
     units /= np.maximum(units.max(axis=1), -units.min(axis=1))[:, None]
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     return units, labels
-
-
-def search(
-    queries: Array,
-    items: Array,
-    codes: Array,
-    members: list[Array],
-    depth: int,
-    without_self: bool,
-) -> Array:
-    """The position of the first match and the average precision, for each query.
-
-    Args:
-        queries: Unit vectors, see `prepared` for this and the next three.
-        items: Unit vectors of the gallery.
-        codes: The code of each query.
-        members: The items of each code.
-        depth: int, at least 1. Positions are exact up to this one.
-        without_self: bool. Whether item i is query i, and no match of it.
-
-    Returns:
-        Array of float64, shape `(queries, 2)`; NaN for a query without a match.
-    """
-    found = np.full((len(queries), 2), np.nan)
-    size = max(1, BLOCK // items[:, 0].nbytes)
-    for start in range(0, len(queries), size):
-        scores = queries[start : start + size] @ items.T
-        for query, row in enumerate(scores, start):
-            own = members[codes[query]]
-            if without_self:
-                row[query] = -np.inf
-                own = own[own != query]
-            if len(own):
-                positions = _positions(row, own, depth)
-                found[query] = positions[0], _average_precision(positions)
-    return found
-
-
-def _positions(scores: Array, own: Array, depth: int) -> Array:
-    """Positions of the items `own`, rising, from 1; exact as far as they are asked for.
-
-    That is to `depth` for recall, and to the number of matches for precision.
-    """
-    depth = min(max(depth, len(own)), len(scores))
-    matches = np.sort(scores[own])[::-1]
-    scores[own] = -np.inf
-    others = np.sort(np.partition(scores, -depth)[-depth:])
-    # Equal features have cosines that differ by rounding, by their place in a block.
-    least = matches - 4 * np.finfo(scores.dtype).eps
-    ahead = depth - np.searchsorted(others, least, side="left")
-    return np.arange(1, len(own) + 1) + ahead
-
-
-def _average_precision(positions: Array) -> float:
-    among = positions[positions <= len(positions)]
-    return np.sum(np.arange(1, len(among) + 1) / among) / len(positions)

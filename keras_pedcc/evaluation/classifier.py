@@ -1,0 +1,170 @@
+"""A trained network as a classifier: probabilities and names for images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_pedcc.common import Tensor
+from keras_pedcc.common.checks import check_whole
+from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.evaluation.prediction import predict_all
+from keras_pedcc.layers.class_probabilities import ClassProbabilities
+
+
+def classifier(
+    model: keras.Model,
+    *,
+    scale: float | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "classifier",
+) -> keras.Model:
+    """A model as a `keras.Model` from images to class probabilities.
+
+    `p_j = exp(s cos_j) / sum_k exp(s cos_k)`, with s the scale of the loss: the
+    probabilities that the loss trained, without its margin. (Without the scale they
+    hardly differ: cosines are at most 1.) With `priors` in the loss they are those for
+    classes that are equally frequent.
+
+    It contains `model` and shares its weights. It saves and exports like any Keras
+    model: `classifier(model).export(path, format="onnx")`.
+
+    Args:
+        model: Any `keras.Model` whose outputs are cosines: the output `"logits"` of a
+            dict, or its only output. A subclassed model must be built, by `fit` or a
+            call, and have one input.
+        scale: Positive float. Defaults to the scale of the loss that `model` was
+            compiled with. Pass 1.0 for scores that are no cosines, as of
+            `ProductDense` and `CenterDense`.
+        class_names: Names of the classes, in the order of the labels, for `identify`;
+            they are saved with the model. Defaults to the numbers.
+        name: Name of the new model.
+
+    Returns:
+        `keras.Model` with the inputs of `model` and one output, `"probabilities"`,
+        shape `(batch, num_classes)`, float32.
+
+    Raises:
+        ValueError: The loss of `model` has no scale, or `model` no loss; `model` gives
+            no logits, or is not built; names as in `ClassProbabilities`.
+
+    Example:
+
+    >>> names = [f"class {i}" for i in range(10)]
+    >>> probabilities = keras_pedcc.classifier(model, class_names=names).predict(
+    ...     x, verbose=0
+    ... )
+    >>> probabilities.shape, np.round(probabilities.sum(axis=1)[:2], 5).tolist()
+    ((20, 10), [1.0, 1.0])
+    """
+    with strategy_scope(model):
+        inputs = _inputs_like(model)
+        logits = _logits_in(model(inputs))
+        if scale is None:
+            scale = _scale_of(model, logits)
+        layer = ClassProbabilities(scale, class_names, name="probabilities")
+        made = keras.Model(inputs, layer(logits), name=name)
+        made(inputs)  # Keras exports no model that was never called
+        return made
+
+
+def identify(
+    classifier: keras.Model, images: Any, *, k: int = 1, batch_size: int = 32
+) -> list[list[tuple[str, float]]]:
+    """The `k` most probable classes of each image, by name.
+
+    Args:
+        classifier: Model that `classifier` made, also if it was saved and loaded.
+        images: As in `embed`.
+        k: int, at least 1, at most the number of classes.
+        batch_size: int, at least 1. Images at a time.
+
+    Returns:
+        For each image a list of k pairs of a name and a probability, the most probable
+        first. Where the model has no names they are the numbers, as strings.
+
+    Raises:
+        TypeError: `k` or `batch_size` is not a whole number.
+        ValueError: `k` is out of range, or the model is not of `classifier`.
+
+    Example:
+
+    >>> names = [f"class {i}" for i in range(10)]
+    >>> named = keras_pedcc.classifier(model, class_names=names)
+    >>> [(name, probability)] = keras_pedcc.identify(named, x)[0]
+    >>> name in names
+    True
+    """
+    check_whole(1, k=k)
+    last = classifier.layers[-1] if isinstance(classifier, keras.Model) else None
+    if not isinstance(last, ClassProbabilities):
+        raise ValueError(
+            "`classifier` must be a model of `keras_pedcc.classifier`. Received: "
+            f"{getattr(classifier, 'name', classifier)!r} (type "
+            f"{type(classifier).__name__}). Pass keras_pedcc.classifier(model)."
+        )
+    probabilities = predict_all(classifier, images, batch_size=batch_size)
+    number = probabilities.shape[1]
+    if k > number:
+        raise ValueError(
+            f"`k` must be at most the number of classes. Received: k={k}, with "
+            f"{number} classes. Ask for fewer."
+        )
+    names = last.class_names or [str(i) for i in range(number)]
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return [
+        [(names[i], float(row[i])) for i in columns]
+        for row, columns in zip(probabilities, best, strict=True)
+    ]
+
+
+def _inputs_like(model: keras.Model) -> Any:
+    """New inputs of the shapes, dtypes and names of those of a model."""
+    given = None
+    if getattr(model, "inputs", None):
+        # Of a `Sequential` model, `input` is no structure.
+        given = model.inputs if isinstance(model, keras.Sequential) else model.input
+    if given is not None:
+        one = isinstance(given, list) and len(given) == 1
+        return keras.tree.map_structure(_input_like, given[0] if one else given)
+    shape = (model.get_build_config() or {}).get("input_shape") if model.built else None
+    if not isinstance(shape, list | tuple):
+        raise ValueError(
+            "`model` must be built, with one input. Received: model="
+            f"{model.name!r} (type {type(model).__name__}), of which the shape of the "
+            "input is not known. Call it on a batch, or pass keras.Model(x, model(x)), "
+            "with x = keras.Input(shape)."
+        )
+    return keras.Input(tuple(shape)[1:])
+
+
+def _input_like(tensor: keras.KerasTensor) -> keras.KerasTensor:
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+
+def _logits_in(outputs: Any) -> Tensor:
+    logits = outputs.get("logits") if isinstance(outputs, dict) else outputs
+    if not isinstance(logits, keras.KerasTensor) or len(logits.shape) != 2:
+        found = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+        raise ValueError(
+            '`model` must give "logits", or one output of shape (batch, num_classes). '
+            f'Received: outputs {found}. Make the head with scores="dense"; for very '
+            "many classes use `nearest_classes`."
+        )
+    return logits
+
+
+def _scale_of(model: keras.Model, logits: Tensor) -> float:
+    """The scale of the loss that a model was compiled with."""
+    loss: Any = getattr(model, "loss", None)
+    scale = getattr(loss, "scale", None)
+    if scale == "auto":
+        return float(loss.constants(logits)[0])
+    if scale is None:
+        raise ValueError(
+            "`scale` must be given where the loss of the model has none. Received: "
+            f"scale=None, for a model with loss={loss!r}. Pass the scale of the loss, "
+            "or 1.0 if the logits are no cosines."
+        )
+    return float(scale)
