@@ -29,7 +29,7 @@ from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.functional import functional_kind, takes_graph
 from keras_pedcc.training.kept_weights import kept_in_evaluate, kept_in_fit
 from keras_pedcc.training.label_checks import check_own_labels, checked
-from keras_pedcc.training.sublayers import layers_of
+from keras_pedcc.common.sublayers import layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

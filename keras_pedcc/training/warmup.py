@@ -12,7 +12,7 @@ from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.losses.arguments import check_range
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.model import PEDCCModel
-from keras_pedcc.training.sublayers import layers_of
+from keras_pedcc.common.sublayers import layers_of
 
 
 class MarginWarmup(keras.callbacks.Callback):
