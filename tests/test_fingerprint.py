@@ -175,7 +175,7 @@ def test_models_without_one_head_are_refused():
         centroid_fingerprint(two)
     expected = centroid_fingerprint(generate_pedcc(5, 8, seed=0))
     assert centroid_fingerprint(embedder(two)) == expected
-    with pytest.raises(ValueError, match="with those of 0.*head .* that is built"):
+    with pytest.raises(ValueError, match=r"with those of 0.*head .* that is built"):
         centroid_fingerprint(PEDCCDense(5))
     stacked = {"a": heads[0]["logits"], "b": heads[1]["logits"]}
     shared = embedder(keras.Model(inputs, stacked))

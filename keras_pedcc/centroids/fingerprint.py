@@ -56,7 +56,8 @@ def centroid_fingerprint(source: Any) -> dict[str, Any]:
     Reference: the signs are those of a random projection, Achlioptas,
     "Database-friendly random projections", 2003.
     """
-    centroids = _centroids_in(source) if isinstance(source, keras.layers.Layer) else source
+    is_layer = isinstance(source, keras.layers.Layer)
+    centroids = _centroids_in(source) if is_layer else source
     if isinstance(centroids, dict):
         return centroids
     if not isinstance(centroids, KerdockCentroids):
@@ -157,8 +158,8 @@ def _centroids_in(layer: keras.layers.Layer) -> Any:
     if len(found) != 1:
         raise ValueError(
             "`source` must have the centroids of one head. Received: "
-            f"{layer.name!r} (type {type(layer).__name__}), with those of {len(found)}. "
-            "Pass a head of this package that is built, or the centroids."
+            f"{layer.name!r} (type {type(layer).__name__}), with those of {len(found)}"
+            ". Pass a head of this package that is built, or the centroids."
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""The model that `embedder` returns, which knows whose centroids it was trained with."""
+"""The model that `embedder` returns: it knows the centroids of its training."""
 
 import functools
 from collections.abc import Callable

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_pedcc.common import Logs, Tensor
+from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
@@ -29,7 +30,6 @@ from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.functional import functional_kind, takes_graph
 from keras_pedcc.training.kept_weights import kept_in_evaluate, kept_in_fit
 from keras_pedcc.training.label_checks import check_own_labels, checked
-from keras_pedcc.common.sublayers import layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
