@@ -163,6 +163,8 @@ class PostgresStore:
 
     def build_index(self):
         with self._connect() as database:
+            # With the 64 MB of the default most of the graph is built on disk.
+            database.execute("SET LOCAL maintenance_work_mem = '1GB'")
             database.execute(
                 "CREATE INDEX ON gallery USING hnsw (vector vector_ip_ops)"
             )

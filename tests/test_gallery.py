@@ -1,6 +1,7 @@
 """Where the example keeps its gallery: a folder, and a server that the test starts."""
 
 import importlib.util
+import json
 import subprocess
 
 import keras
@@ -124,3 +125,18 @@ def test_store_without_a_fingerprint_is_refused(where):
     with pytest.raises(ValueError, match=r"NoneType. .* without one cannot be checked"):
         module.open_store(where, network(), create=True)
     assert store.count() == 0
+
+
+@pytest.mark.slow
+def test_benchmark_writes_what_it_measures(tmp_path):
+    pytest.importorskip("lancedb", reason="pip install lancedb")
+    from benchmarks import gallery
+
+    flags = ["--number", "2000", "--dim", "16", "--queries", "5", "--k", "3"]
+    gallery.main([*flags, "--chunk", "900", "--result", str(tmp_path / "result.json")])
+    result = json.loads((tmp_path / "result.json").read_text())
+    [row] = result["rows"]
+    assert row["exact"]["recall"] == 1
+    assert row["indexed"]["recall"] > 0.5
+    assert row["bytes_with_index"] > row["bytes"] > 2000 * 16 * 4
+    assert result["environment"]["lancedb"]
