@@ -67,8 +67,9 @@ def test_embedder_gives_the_features_without_the_head(images, name):
 
 
 def of_this_package(model):
-    layers = [model, *model.layers]
-    return [each for each in layers if type(each).__module__.startswith("keras_pedcc")]
+    """Layers of this package in a model, apart from the model itself."""
+    names = [(each, type(each).__module__) for each in model.layers]
+    return [each for each, name in names if name.startswith("keras_pedcc")]
 
 
 def in_nested(layers):

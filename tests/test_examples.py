@@ -100,3 +100,34 @@ def test_labels_stay_with_their_images(name, images):
         pairs = zip(file["x_train"], file["y_train"], strict=True)
         known = {image.tobytes(): label for image, label in pairs}
     assert [known[image.tobytes()] for image in x] == y.tolist()
+
+
+@not_on_jax
+def test_gallery_outlives_its_network(tmp_path, rng, quick, capsys, monkeypatch):
+    pytest.importorskip("lancedb", reason="pip install lancedb")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    labels = np.repeat(np.arange(10), 8)
+    images = rng.uniform(0, 60, (80, 8, 8)) + 255 * np.eye(10, 64)[labels].reshape(
+        80, 8, 8
+    )
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    gallery = load("gallery")
+    flags = ["--data", str(tmp_path / "images.npz"), "--output-dir", str(tmp_path)]
+    flags += ["--epochs", "1", "--verbose", "0"]
+    gallery.main([*flags, "--heads", "frozen"])
+    gallery.main(["remove", *flags, "--network", "new", "--classes", "3"])
+    told = capsys.readouterr().out
+    for line in (
+        "trained on 6 of the classes",
+        "The old network has enrolled 16 images.",
+        "The old network never saw 6, 7: enrolled anew.",
+        "The new network has enrolled 4 images.",
+        "14 images are left in the gallery.",
+    ):
+        assert line in told
+    assert told.count("strangers let in: ") == 3
+    old, new = (
+        keras_pedcc.load_model(tmp_path / f"{name}.keras") for name in ("old", "new")
+    )
+    assert new.count_params() > 2 * old.count_params()
+    keras_pedcc.check_same_centroids(old, new)

@@ -15,6 +15,7 @@ from keras_pedcc import (
     centroid_fingerprint,
     check_same_centroids,
     compare_fingerprints,
+    embedder,
     generate_pedcc,
 )
 from keras_pedcc.centroids import fingerprint
@@ -91,6 +92,96 @@ def test_heads_have_the_fingerprint_of_their_centroids(tmp_path):
     assert distance(loaded.get_layer("head"), model.get_layer("head")) == 0
 
 
+def functional(head, name="model"):
+    inputs = keras.Input((8,))
+    outputs = head(keras.layers.Dense(6)(inputs))
+    return keras.Model(inputs, outputs, name=name)
+
+
+def nested(head):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, functional(head)(inputs * 2.0))
+
+
+class Subclassed(keras.Model):
+    def __init__(self, head):
+        super().__init__()
+        self.parts = {"dense": keras.layers.Dense(6), "head": head}
+
+    def call(self, inputs):
+        return self.parts["head"](self.parts["dense"](inputs))
+
+
+def called(head):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, Subclassed(head)(inputs))
+
+
+def preprocessed(model):
+    return keras.Sequential([keras.Input((8,)), keras.layers.Rescaling(2.0), model])
+
+
+@pytest.mark.parametrize("kind", [functional, nested, called])
+def test_models_and_embedders_have_the_fingerprint_of_their_head(kind, tmp_path):
+    head = PEDCCDense(5, seed=3)
+    model = kind(head)
+    expected = centroid_fingerprint(generate_pedcc(5, 6, seed=3))
+    assert expected != centroid_fingerprint(generate_pedcc(5, 6, seed=4))
+    made = embedder(model)
+    if kind is not called:  # a class of the test, which no file restores
+        made.save(tmp_path / "embedder.keras")
+        loaded = keras.saving.load_model(tmp_path / "embedder.keras")
+        assert not [each for each in loaded.weights if "centroids" in each.path]
+        assert centroid_fingerprint(loaded) == expected
+        assert centroid_fingerprint(preprocessed(loaded)) == expected
+        assert json.loads(json.dumps(loaded.centroid_fingerprint)) == expected
+        check_same_centroids(loaded, model)
+    for each in (head, model, made):
+        assert centroid_fingerprint(each) == expected
+
+
+def test_embedder_follows_its_head_and_copies_keep_what_it_was():
+    head = PEDCCDense(5)
+    made = embedder(functional(head))
+    copy = type(made).from_config(made.get_config())
+    check_same_centroids(made, copy)
+    head.centroids.assign(numpy_of(head.centroids)[::-1])
+    check_same_centroids(made, head)
+    with pytest.raises(ValueError, match=r"at most 0.6 degrees apart. Received: "):
+        check_same_centroids(made, copy)
+
+
+def test_embedder_without_its_fingerprint_is_plain_keras(rng):
+    made = embedder(functional(PEDCCDense(5)))
+    plain = keras.Model(made.input, made.output)
+    again = keras.Model.from_config(json.loads(json.dumps(plain.get_config())))
+    assert not [each for each in again.layers if "pedcc" in type(each).__module__]
+    with pytest.raises(ValueError, match=r"one head. Received: .* with those of 0\."):
+        centroid_fingerprint(again)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
+def test_networks_of_another_dtype_belong_together(dtype):
+    made = [functional(PEDCCDense(5, dtype=each)) for each in ("float32", dtype)]
+    check_same_centroids(made[0], embedder(made[1]))
+
+
+def test_models_without_one_head_are_refused():
+    inputs = keras.Input((8,))
+    heads = [PEDCCDense(5, seed=seed)(inputs) for seed in range(2)]
+    both = {"features": heads[0]["features"], "logits": heads[1]["logits"]}
+    two = keras.Model(inputs, both, name="two")
+    with pytest.raises(ValueError, match=r"'two' \(type Functional\), with those of 2"):
+        centroid_fingerprint(two)
+    expected = centroid_fingerprint(generate_pedcc(5, 8, seed=0))
+    assert centroid_fingerprint(embedder(two)) == expected
+    with pytest.raises(ValueError, match=r"with those of 0.*head .* that is built"):
+        centroid_fingerprint(PEDCCDense(5))
+    stacked = {"a": heads[0]["logits"], "b": heads[1]["logits"]}
+    shared = embedder(keras.Model(inputs, stacked))
+    assert shared.centroid_fingerprint is None  # of which of the two?
+
+
 def test_fine_tuned_centroids_may_have_moved(centroids):
     head = PEDCCDense(300, centroids=centroids)
     head.build((None, 24))
@@ -108,6 +199,8 @@ def test_what_is_no_fingerprint_is_refused(centroids):
     found = centroid_fingerprint(centroids)
     with pytest.raises(ValueError, match=r"what `centroid_fingerprint`.*NoneType"):
         compare_fingerprints(found, None)
+    with pytest.raises(ValueError, match=r"list. Keep .* without one cannot be"):
+        check_same_centroids(centroids, found["numbers"])
     with pytest.raises(ValueError, match=r"of one dim. Received: 24 and 23"):
         compare_fingerprints(found, centroid_fingerprint(centroids[:, 1:]))
     with pytest.raises(ValueError, match=r"of one num_classes. Received: 300 and 299"):

@@ -1,6 +1,6 @@
 import keras
 
-from keras_pedcc.training.sublayers import layers_of
+from keras_pedcc.common.sublayers import layers_of
 
 
 class Block(keras.layers.Layer):

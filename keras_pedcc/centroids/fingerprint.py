@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -10,12 +11,13 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import BLOCK_ROWS, check_centroids, unit_rows
 from keras_pedcc.common.processes import whole
+from keras_pedcc.common.sublayers import layers_of
 
 NUMBERS = 256  # of a fingerprint: distances are right to about 9 %
 VERSION = 1  # raised when the same centroids come to give other numbers
 
 
-def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
+def centroid_fingerprint(source: Any) -> dict[str, Any]:
     """A few numbers that tell whether two sets of centroids are the same, or how far.
 
     With u_j the unit centroids of C classes, and a_k and b_k random signs that are
@@ -27,16 +29,19 @@ def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
     changes it by rounding alone. Keep it beside an index of embeddings, as JSON.
 
     Args:
-        centroids: Array, tensor or weight, shape `(num_classes, dim)`; or a head that
-            is built, `KerdockDense` included. Their lengths do not matter. Of a head
-            with room all rows count: its fingerprint stays the same when it grows.
+        source: A head that is built, `KerdockDense` included; a model with one such
+            head; what `embedder` returns, which keeps the fingerprint without the head;
+            or the centroids: array, tensor or weight, shape `(num_classes, dim)`, whose
+            lengths do not matter. Of a head with room all rows count: its fingerprint
+            stays the same when it grows.
 
     Returns:
         Dict that JSON can hold: `"version"`, `"num_classes"`, `"dim"`, and
         `"numbers"`, a list of 256 floats.
 
     Raises:
-        ValueError: A shape does not fit, or a centroid has no direction.
+        ValueError: A shape does not fit, a centroid has no direction, or a model has
+            the centroids of no head, or of several.
 
     Example:
 
@@ -44,12 +49,18 @@ def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
     >>> found = keras_pedcc.centroid_fingerprint(centroids)
     >>> found["num_classes"], found["dim"], len(found["numbers"])
     (10, 64, 256)
+    >>> embed = keras_pedcc.embedder(model)
+    >>> found = keras_pedcc.centroid_fingerprint(embed)
+    >>> found == keras_pedcc.centroid_fingerprint(model)
+    True
 
     Reference: the signs are those of a random projection, Achlioptas,
     "Database-friendly random projections", 2003.
     """
-    own = getattr(centroids, "centroids", centroids)
-    centroids = getattr(centroids, "all_centroids", own)
+    is_layer = isinstance(source, keras.layers.Layer)
+    centroids = _centroids_in(source) if is_layer else source
+    if isinstance(centroids, dict):
+        return centroids
     if not isinstance(centroids, KerdockCentroids):
         centroids = check_centroids(_array_of(centroids))
     number, dim = centroids.shape
@@ -69,13 +80,12 @@ def centroid_fingerprint(centroids: Any) -> dict[str, Any]:
     }
 
 
-def compare_fingerprints(
-    first: dict[str, Any], second: dict[str, Any]
-) -> dict[str, Any]:
+def compare_fingerprints(first: Any, second: Any) -> dict[str, Any]:
     """How far the centroids of two fingerprints are apart.
 
     Args:
-        first: What `centroid_fingerprint` returned.
+        first: What `centroid_fingerprint` returned, or what it takes: a head, a model,
+            an embedder, or centroids.
         second: Another one.
 
     Returns:
@@ -97,8 +107,7 @@ def compare_fingerprints(
     >>> keras_pedcc.compare_fingerprints(first, second)["same"]
     False
     """
-    for each in (first, second):
-        _check(each)
+    first, second = _fingerprint_of(first), _fingerprint_of(second)
     for name in ("version", "num_classes", "dim"):
         if first[name] != second[name]:
             raise ValueError(
@@ -111,14 +120,13 @@ def compare_fingerprints(
     return {"distance": distance, "degrees": degrees, "same": distance < 0.01}
 
 
-def check_same_centroids(
-    first: dict[str, Any], second: dict[str, Any], *, degrees: float = 0.6
-) -> None:
-    """Raises unless two fingerprints are of the same centroids, or of near ones.
+def check_same_centroids(first: Any, second: Any, *, degrees: float = 0.6) -> None:
+    """Raises unless two networks, or a network and an index, share their centroids.
 
     Args:
-        first: What `centroid_fingerprint` returned, say of a network.
-        second: Another one, say of an index.
+        first: A fingerprint, as kept beside an index, or what `centroid_fingerprint`
+            takes: a head, a model, an embedder, or centroids.
+        second: Another one.
         degrees: Float, not negative. How far fine-tuning may have turned them.
             Defaults to 0.6: the same, but for rounding.
 
@@ -127,8 +135,8 @@ def check_same_centroids(
 
     Example:
 
-    >>> found = keras_pedcc.centroid_fingerprint(keras_pedcc.generate_pedcc(10, 64))
-    >>> keras_pedcc.check_same_centroids(found, found)
+    >>> kept = keras_pedcc.centroid_fingerprint(model)
+    >>> keras_pedcc.check_same_centroids(kept, keras_pedcc.embedder(model))
     """
     apart = compare_fingerprints(first, second)["degrees"]
     if apart > degrees:
@@ -139,6 +147,29 @@ def check_same_centroids(
             "`load_centroids`), embed the images anew, or pass more `degrees` if "
             "fine-tuning moved them."
         )
+
+
+def _centroids_in(layer: keras.layers.Layer) -> Any:
+    """The centroids of the one head in a layer or model, or the fingerprint kept."""
+    found = []
+    for each in (layer, *layers_of(layer)):
+        names = "centroid_fingerprint", "all_centroids", "centroids"
+        values = (getattr(each, name, None) for name in names)
+        found += [value for value in values if value is not None][:1]
+    if len(found) != 1:
+        raise ValueError(
+            "`source` must have the centroids of one head. Received: "
+            f"{layer.name!r} (type {type(layer).__name__}), with those of {len(found)}"
+            ". Pass a head of this package that is built, or the centroids."
+        )
+    return found[0]
+
+
+def _fingerprint_of(given: Any) -> dict[str, Any]:
+    if isinstance(given, keras.layers.Layer) or hasattr(given, "shape"):
+        return centroid_fingerprint(given)
+    _check(given)
+    return given
 
 
 def _array_of(centroids: Any) -> Array:
@@ -168,8 +199,8 @@ def _check(fingerprint: ArrayLike | dict[str, Any]) -> None:
     if not isinstance(fingerprint, dict) or not names <= set(fingerprint):
         raise ValueError(
             "A fingerprint must be what `centroid_fingerprint` returns. Received: "
-            f"{type(fingerprint).__name__}. Make one of the centroids, and keep it "
-            "beside the index."
+            f"{type(fingerprint).__name__}. Keep the fingerprint of the network beside "
+            "the index when you make it; an index without one cannot be checked."
         )
     numbers = np.asarray(fingerprint["numbers"], "float64")
     if numbers.shape != (NUMBERS,) or not np.isfinite(numbers).all():

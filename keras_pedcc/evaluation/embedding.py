@@ -8,6 +8,7 @@ import numpy as np
 from keras_pedcc.common import Array, ArrayLike, Logs
 from keras_pedcc.common.checks import check_whole, rows_without_direction
 from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.evaluation.embedder import Embedder
 from keras_pedcc.evaluation.prediction import (
     map_arrays,
     number_of_rows,
@@ -32,8 +33,13 @@ def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
 
     It shares the weights of `model`: what is trained later changes it, too. A head of
     this package is cut off, and its centroids with it; a Keras layer divides by the
-    length in its place. So the embedder is plain Keras: it saves to a file that loads
-    without this package, unless other layers need it, and holds nothing per class.
+    length in its place, and nothing per class remains.
+
+    Of the centroids it keeps the fingerprint, also through `save` and `load_model`:
+    `centroid_fingerprint(embed)`, to be stored beside an index, and
+    `check_same_centroids(embed, stored)`. `keras.Model(embed.input, embed.output)`
+    leaves that out and is plain Keras: its file loads without this package, unless
+    layers before the head need it.
 
     Args:
         model: Functional or built `Sequential` model, such as `PEDCCModel(inputs,
@@ -67,10 +73,13 @@ def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
                 f"{type(model).__name__}). Pass keras.Model(x, model(x)), with x = "
                 "keras.Input(shape)."
             )
-        features = _features_of(graph)
+        features, head = _features_of(graph)
         dtype = "float64" if features.dtype == "float64" else "float32"
         unit = keras.layers.UnitNormalization(dtype=dtype, name="unit_features")
-        return keras.Model(graph.input, unit(features), name=name)
+        made = Embedder(graph.input, unit(features), name=name)
+        if head is not None:
+            made.cut_from(head)
+        return made
 
 
 def embed(
@@ -224,28 +233,36 @@ def _graph_of(model: object) -> keras.Model | None:
     return keras.Model(inputs[0] if one else inputs, outputs)
 
 
-def _features_of(graph: keras.Model) -> keras.KerasTensor:
-    """The tensor of features, not yet of unit length if a head took it."""
+def _features_of(graph: keras.Model) -> tuple[keras.KerasTensor, Any]:
+    """The tensor of features, not yet of unit length if a head took it, and the head.
+
+    The head is `None` where the features went into none, or into several.
+    """
     outputs = graph.output
     named = outputs.get("features") if isinstance(outputs, dict) else None
     leaves = keras.tree.flatten(outputs)
     wanted = [i for i, each in enumerate(leaves) if named is None or each is named]
-    taken = {id(each): each for each in _inputs_of_heads(graph, wanted)}
+    found = _heads_of(graph, wanted)
+    taken = {id(each): each for _, each in found}
+    heads = {id(each): each for each, _ in found}
     if len(taken) == 1:
-        return taken.popitem()[1]
+        head = heads.popitem()[1] if len(heads) == 1 else None
+        return taken.popitem()[1], head
     if isinstance(named, keras.KerasTensor):
-        return named
-    found = sorted(outputs) if isinstance(outputs, dict) else "without names"
+        return named, None
+    names = sorted(outputs) if isinstance(outputs, dict) else "without names"
     raise ValueError(
         '`model` must have an output "features", or outputs of one head of this '
-        f"package. Received: outputs {found}, from {len(taken)} heads. Pass "
+        f"package. Received: outputs {names}, from {len(taken)} heads. Pass "
         'keras.Model(model.inputs, {"features": model.get_layer(name).output}), with '
         "the name of the layer that ends in features."
     )
 
 
-def _inputs_of_heads(graph: keras.Model, wanted: list[int]) -> list[keras.KerasTensor]:
-    """What those heads took that give the outputs of a model with these numbers."""
+def _heads_of(
+    graph: keras.Model, wanted: list[int]
+) -> list[tuple[keras.layers.Layer, keras.KerasTensor]]:
+    """The heads that give the outputs with these numbers, and what each took."""
     calls, copy = _calls_of(graph)
     leaves = keras.tree.flatten(copy.output)
     ids = {id(leaves[i]) for i in wanted}
@@ -253,10 +270,10 @@ def _inputs_of_heads(graph: keras.Model, wanted: list[int]) -> list[keras.KerasT
     for layer, args, kwargs, outputs in calls:
         places = [i for i, each in enumerate(outputs) if id(each) in ids]
         if places and isinstance(layer, CosineDense | CenterDense):
-            found.append(args[0] if args else kwargs["inputs"])
+            found.append((layer, args[0] if args else kwargs["inputs"]))
         elif places and (inner := _graph_of(layer)) is not None:
-            for each in _inputs_of_heads(inner, places):
-                found.append(keras.Model(inner.input, each)(*args, **kwargs))
+            for head, each in _heads_of(inner, places):
+                found.append((head, keras.Model(inner.input, each)(*args, **kwargs)))
     return found
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
+from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.training.sublayers import layers_of
 
 # Their values are above 0, or hardly below.
 _ONE_SIGN = (

@@ -11,11 +11,11 @@ from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.internals import set_optimizer
 from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.training.activations import warn_of_activations
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
-from keras_pedcc.training.sublayers import layers_of
 
 
 class FinetuneCallback(keras.callbacks.Callback):

@@ -5,8 +5,8 @@ import keras
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.heads import heads_of
 from keras_pedcc.training.finetune import rebuild_functions
-from keras_pedcc.training.sublayers import heads_of
 
 
 def grow_classes(model: keras.Model, num_classes: int) -> None:

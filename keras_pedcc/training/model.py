@@ -9,8 +9,10 @@ from typing import Any
 import keras
 
 from keras_pedcc.common import Logs, Tensor
+from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.heads import heads_of
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.losses.base import margin_share
 from keras_pedcc.training.activations import check_logits, warn_of_activations
@@ -35,7 +37,6 @@ from keras_pedcc.training.label_checks import (
     checked,
     count_of,
 )
-from keras_pedcc.training.sublayers import heads_of, layers_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

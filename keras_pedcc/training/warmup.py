@@ -7,12 +7,12 @@ import keras
 from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.replicas import strategy_scope
+from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.losses.arguments import check_range
 from keras_pedcc.training.finetune import rebuild_functions
 from keras_pedcc.training.model import PEDCCModel
-from keras_pedcc.training.sublayers import layers_of
 
 
 class MarginWarmup(keras.callbacks.Callback):

@@ -2,14 +2,6 @@
 
 import keras
 
-from keras_pedcc.layers.center_dense import CenterDense
-from keras_pedcc.layers.cosine_dense import CosineDense
-
-
-def heads_of(model: keras.layers.Layer) -> list[CosineDense | CenterDense]:
-    """All heads of this package in a model."""
-    return [x for x in layers_of(model) if isinstance(x, CosineDense | CenterDense)]
-
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """All layers in a model: in nested models and in layers of the user's own, too.

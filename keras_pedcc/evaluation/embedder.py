@@ -1,0 +1,44 @@
+"""The model that `embedder` returns: it knows the centroids of its training."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Self
+
+import keras
+
+from keras_pedcc.centroids.fingerprint import centroid_fingerprint
+
+
+@keras.saving.register_keras_serializable("keras_pedcc")
+class Embedder(keras.Model):
+    """Functional model that keeps the fingerprint of centroids that it does not hold.
+
+    Made by `keras_pedcc.embedder`. Its config, and so a saved file, holds the
+    fingerprint, 256 numbers. Its layers do not: `keras.Model(embed.input,
+    embed.output)` is plain Keras, and saves to a file that loads without this package.
+    """
+
+    # A function, which Keras does not track: the head is no part of the model.
+    _source: Callable[[], dict[str, Any]] | None = None
+
+    @property
+    def centroid_fingerprint(self) -> dict[str, Any] | None:
+        """What `keras_pedcc.centroid_fingerprint` returns for the head, or `None`."""
+        return None if self._source is None else self._source()
+
+    def cut_from(self, head: keras.layers.Layer) -> None:
+        """Takes the fingerprint from a head, anew each time: it may be fine-tuned."""
+        self._source = functools.partial(centroid_fingerprint, head)
+
+    def get_config(self) -> dict[str, Any]:
+        kept = {"centroid_fingerprint": self.centroid_fingerprint}
+        return {**super().get_config(), **kept}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        config = dict(config)
+        kept = config.pop("centroid_fingerprint", None)
+        made: Self = super().from_config(config, custom_objects=custom_objects)
+        if kept is not None:
+            made._source = functools.partial(dict, kept)
+        return made
