@@ -370,14 +370,14 @@ def test_reserved_classes_are_never_predicted(rng):
     # Features that lie on the centroids, of classes that are not in use and are.
     dense.set_weights([np.zeros((INPUTS, DIM), "float32"), rows_of(head)[MORE - 1]])
     features = model.predict(data()[0], verbose=0)["features"]
-    _, classes = nearest_classes(features, head.centroids, USED, block_size=4)
+    _, classes = nearest_classes(features, head, USED, block_size=4)
     assert numpy_of(classes).max() == USED - 1
     with pytest.raises(ValueError, match=r"k=7, .* of which 6 are in use"):
-        nearest_classes(features, head.centroids, 7)
+        nearest_classes(features, head, 7)
     labels = np.full(32, numpy_of(classes)[0, 0])
     assert model.evaluate(data()[0], labels, verbose=0)[1] == 1
     grow_classes(model, MORE)
-    _, classes = nearest_classes(features, head.centroids)
+    _, classes = nearest_classes(features, head)
     assert (numpy_of(classes) == MORE - 1).all()
     assert model.evaluate(data()[0], labels, verbose=0)[1] == 0
     # The rows themselves, without a head, are all searched.

@@ -9,7 +9,6 @@ from keras import ops
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
-from keras_pedcc.common.rows_in_use import mark_room
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
 from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
@@ -282,8 +281,6 @@ class CosineDense(keras.layers.Layer):
             autocast=False,
             name="centroids",
         )
-        if not self._is_full:
-            mark_room(self.centroids, self)
         self._add_counter(dim)
 
     def _add_counter(self, dim: int) -> None:

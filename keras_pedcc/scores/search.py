@@ -1,5 +1,7 @@
 """The classes of largest cosine, by blocks of classes."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,7 +9,6 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.gradients import full_precision
-from keras_pedcc.common.rows_in_use import rows_in_use
 from keras_pedcc.common.vectors import inverse_lengths, unit_vectors
 from keras_pedcc.scores.blockwise import BLOCK_SIZE, cast_rows
 from keras_pedcc.scores.sharding import ClassLayout, class_layout
@@ -15,7 +16,7 @@ from keras_pedcc.scores.sharding import ClassLayout, class_layout
 
 def nearest_classes(
     features: ArrayLike,
-    centroids: ArrayLike | keras.Variable | KerdockCentroids,
+    centroids: Any,
     k: int = 1,
     *,
     block_size: int = BLOCK_SIZE,
@@ -27,11 +28,10 @@ def nearest_classes(
 
     Args:
         features: Array or tensor, shape `(batch, dim)`. Need not be unit vectors.
-        centroids: Array, tensor or weight, shape `(num_classes, dim)`, of any float
-            dtype, that need not be unit vectors; or those of a `KerdockDense`. For a
-            search on all devices pass the weight itself, `head.centroids`, under the
-            distribution of the model. Of the weight of a head with room for more
-            classes, those in use are searched.
+        centroids: A head of this package that is built: its classes in use are
+            searched, on all devices if they are cut over them and the distribution of
+            the model is set. Or an array, tensor or weight, shape `(num_classes, dim)`,
+            of any float dtype, that need not be unit vectors.
         k: int, from 1 to `num_classes`.
         block_size: int, at least 1. Classes per block.
 
@@ -51,9 +51,10 @@ def nearest_classes(
     [7, 8]
     """
     check_whole(1, k=k, block_size=block_size)
-    layout, number = None, None
-    if isinstance(centroids, keras.Variable):
-        layout, number = class_layout(centroids.path), rows_in_use(centroids)
+    number = getattr(centroids, "num_classes", None)
+    centroids = getattr(centroids, "centroids", centroids)
+    held = isinstance(centroids, keras.Variable)
+    layout = class_layout(centroids.path) if held else None
     features = ops.convert_to_tensor(features)
     if not isinstance(centroids, KerdockCentroids):
         centroids = ops.convert_to_tensor(centroids)
