@@ -39,7 +39,7 @@ def recipe(
       or classes as hard as photographs.
     - `"frozen"` is for an index that must survive a new network, because two networks
       with the same centroids put a class in one place, and for transfer learning.
-    - `"paper"` reproduces the paper, and does well on easy images, such as digits. Its
+    - `"paper"` reproduces the paper. Compare it with `"trained"` on easy images. Its
       late fine-tuning is a `FinetuneCallback` in `fit`, from epoch 70 of 120 on.
 
     Head and loss are ordinary objects: `"trained"` gives `PEDCCDense(num_classes,
