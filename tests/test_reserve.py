@@ -361,6 +361,16 @@ def test_labels_beyond_the_classes_in_use_are_refused(scores):
         model.evaluate(images, labels + 1)
 
 
+def test_labels_are_those_of_the_head_whose_outputs_the_model_has():
+    inputs = keras.Input((DIM,))
+    outputs = PEDCCDense(USED, capacity=ROOM)(inputs)
+    outputs["other"] = CosineDense(3)(inputs)["logits"]
+    model = PEDCCModel(inputs, outputs)
+    model.compile("sgd", PEDCCLoss())
+    with pytest.raises(ValueError, match="from 0 to 5"):
+        model.evaluate(np.ones((1, DIM)), np.array([USED]))
+
+
 def test_reserved_classes_are_never_predicted(rng):
     model, head = model_of(scores=Blockwise(3), centroids="random")
     model.compile(
@@ -410,6 +420,22 @@ def test_what_is_made_for_the_old_number_is_refused():
     model.compile(model.optimizer, PEDCCLoss(priors=np.ones(MORE)))
     assert_same(state_of(model), state)
     fit(model, images, labels)
+
+
+def test_metrics_of_the_old_number_are_told_before_anything_changes():
+    model, head = model_of()
+    distance = keras_pedcc.IntraClassDistance(USED, DIM)
+    model.compile("sgd", PEDCCLoss(), metrics={"features": [distance]})
+    model.evaluate(*data(), verbose=0)
+    text = r"not hold a number for each class.*\['intra_class_distance'\], with 6"
+    with pytest.raises(ValueError, match=text):
+        grow_classes(model, MORE)
+    assert head.num_classes == USED
+    grow_classes(model, USED)
+    distance = keras_pedcc.IntraClassDistance(MORE, DIM)
+    head.grow(MORE)
+    model.compile(model.optimizer, PEDCCLoss(), metrics={"features": [distance]})
+    assert np.isfinite(model.evaluate(*data(MORE), verbose=0)).all()
 
 
 def test_margin_for_each_class_can_be_replaced_before():

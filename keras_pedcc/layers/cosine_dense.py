@@ -273,8 +273,8 @@ class CosineDense(keras.layers.Layer):
 
     def _add_weights(self, dim: int, initializer: Any) -> None:
         self._layout = class_layout(f"{self.path}/centroids")
-        check_divisible(self.capacity, self._layout)
         refuse_room(self.num_classes, self.capacity, self._layout)
+        check_divisible(self.num_classes, self._layout)
         self.centroids = self.add_weight(
             shape=(self._rows, dim),
             initializer=initializer,

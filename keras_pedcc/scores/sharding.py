@@ -39,7 +39,8 @@ def class_parallel(
     Returns:
         `keras.distribution.ModelParallel`, for `keras.distribution.set_distribution`,
         before the model is made. The classes must divide by the number of devices of a
-        row, and each batch by the number of rows; without rows both by n.
+        row, and each batch by the number of rows; without rows both by n. A head whose
+        classes are cut has no room for more: `capacity` is `num_classes`.
 
     Raises:
         RuntimeError: The backend is not JAX.

@@ -20,10 +20,11 @@ def grow_classes(model: keras.Model, num_classes: int) -> None:
     `load_weights` takes those of a model of the same capacity, whatever number it had
     in use.
 
-    What was made for the old number must be replaced: a margin for each class by
-    `model.loss.margin = ...`, before this call; priors and metrics that hold numbers
-    for each class by `model.compile(model.optimizer, loss, metrics)`, which keeps the
-    state of the optimizer.
+    What was made for the old number must be replaced. A margin for each class: by
+    `model.loss.margin = ...`, before this call. Priors, and metrics that hold a number
+    for each class: in the place of this call, by `head.grow(num_classes)` and
+    `model.compile(model.optimizer, loss, metrics)`, which keeps the state of the
+    optimizer.
 
     Args:
         model: `keras.Model` with a `PEDCCDense`, `CosineDense` or `KerdockDense` made
@@ -34,7 +35,8 @@ def grow_classes(model: keras.Model, num_classes: int) -> None:
     Raises:
         TypeError: `num_classes` is not a whole number.
         ValueError: `num_classes` is out of range; the model has no head, one without
-            room, or heads that differ.
+            room, or heads that differ; a compiled metric holds as many numbers as there
+            were classes.
 
     Example:
 
@@ -44,8 +46,11 @@ def grow_classes(model: keras.Model, num_classes: int) -> None:
     >>> model.predict(np.ones((1, 64)), verbose=0).shape
     (1, 8)
     """
+    heads = _own_heads(model)
+    if num_classes != heads[0].num_classes:
+        _check_metrics(model, heads[0].num_classes)
     # The one with the least room first, which raises if any does: all grow, or none.
-    for head in sorted(_own_heads(model), key=lambda head: head.capacity):
+    for head in sorted(heads, key=lambda head: head.capacity):
         head.grow(num_classes)
     with strategy_scope(model):
         rebuild_functions(model)
@@ -71,3 +76,20 @@ def _own_heads(model: keras.Model) -> list[CosineDense]:
             "of the head that is meant, then `compile` with model.optimizer."
         )
     return heads
+
+
+def _check_metrics(model: keras.Model, number: int) -> None:
+    """Raises if a metric holds a number for each class: its shape cannot change."""
+    metrics = [m for each in model.metrics for m in getattr(each, "metrics", [each])]
+    fixed = [
+        metric.name
+        for metric in metrics
+        if any(tuple(v.shape[:1]) == (number,) for v in metric.variables)
+    ]
+    if fixed:
+        raise ValueError(
+            "`grow_classes` needs metrics that do not hold a number for each class. "
+            f"Received: metrics {fixed}, with {number} numbers each, as for {number} "
+            "classes. Call `grow` of the head, then model.compile(model.optimizer, "
+            "loss, metrics) with new ones."
+        )

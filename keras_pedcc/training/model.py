@@ -294,15 +294,15 @@ class PEDCCModel(keras.Model):
 
     def _check_outputs(self) -> Callable[[], int | None] | None:
         """Returns how to count the classes; raises unless a head has the outputs."""
-        outputs = self.output
+        outputs, head = self.output, self._source_of_features()
         if isinstance(outputs, dict) and {"features", "logits"} <= set(outputs):
             check_logits(self)
             number = outputs["logits"].shape[-1]
-            if number is None:  # of a head with room
-                return count_of(heads_of(self))
+            if number is None:  # of a head with room, here or in a nested model
+                own = isinstance(head, CosineDense)
+                return count_of([head] if own else heads_of(self))
             check_number(number)
             return lambda: number
-        head = self._source_of_features()
         if isinstance(head, CosineDense) and head.streams:
             return count_of([head])
         raise ValueError(
