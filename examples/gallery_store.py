@@ -89,8 +89,9 @@ class LanceStore:
 
     def build_index(self):
         """Makes search approximate and faster; worth it from about 100,000 images."""
-        options = {"metric": "dot", "vector_column_name": "vector"}
-        self.table.create_index(index_type="IVF_HNSW_SQ", **options)
+        from lancedb.index import HnswSq
+
+        self.table.create_index("vector", config=HnswSq(distance_type="dot"))
 
 
 class PostgresStore:
