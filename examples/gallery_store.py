@@ -126,6 +126,10 @@ class PostgresStore:
                 "CREATE TABLE gallery (image text PRIMARY KEY, label text NOT NULL, "
                 f"vector vector({fingerprint['dim']:d}) NOT NULL)"
             )
+            # In the row, of at most 8 kB: searching would fetch each from elsewhere.
+            if fingerprint["dim"] < 2000:
+                plain = "ALTER TABLE gallery ALTER vector SET STORAGE PLAIN"
+                database.execute(plain)
 
     def fingerprint(self):
         with self._connect() as database:
