@@ -89,8 +89,9 @@ class LanceStore:
 
     def build_index(self):
         """Makes search approximate and faster; worth it from about 100,000 images."""
-        options = {"metric": "dot", "vector_column_name": "vector"}
-        self.table.create_index(index_type="IVF_HNSW_SQ", **options)
+        from lancedb.index import HnswSq
+
+        self.table.create_index("vector", config=HnswSq(distance_type="dot"))
 
 
 class PostgresStore:
@@ -125,6 +126,10 @@ class PostgresStore:
                 "CREATE TABLE gallery (image text PRIMARY KEY, label text NOT NULL, "
                 f"vector vector({fingerprint['dim']:d}) NOT NULL)"
             )
+            # In the row, of at most 8 kB: searching would fetch each from elsewhere.
+            if fingerprint["dim"] < 2000:
+                plain = "ALTER TABLE gallery ALTER vector SET STORAGE PLAIN"
+                database.execute(plain)
 
     def fingerprint(self):
         with self._connect() as database:

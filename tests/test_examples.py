@@ -102,6 +102,7 @@ def test_labels_stay_with_their_images(name, images):
     assert [known[image.tobytes()] for image in x] == y.tolist()
 
 
+@pytest.mark.slow
 @not_on_jax
 def test_gallery_outlives_its_network(tmp_path, rng, quick, capsys, monkeypatch):
     pytest.importorskip("lancedb", reason="pip install lancedb")

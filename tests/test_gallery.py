@@ -132,7 +132,7 @@ def test_benchmark_writes_what_it_measures(tmp_path):
     pytest.importorskip("lancedb", reason="pip install lancedb")
     from benchmarks import gallery
 
-    flags = ["--number", "2000", "--dim", "16", "--queries", "5", "--k", "3"]
+    flags = ["--number", "2000", "--dim", "16", "--queries", "5", "--k", "3", "--index"]
     gallery.main([*flags, "--chunk", "900", "--result", str(tmp_path / "result.json")])
     result = json.loads((tmp_path / "result.json").read_text())
     [row] = result["rows"]

@@ -16,6 +16,7 @@ class Embedder(keras.Model):
     Made by `keras_pedcc.embedder`. Its config, and so a saved file, holds the
     fingerprint, 256 numbers. Its layers do not: `keras.Model(embed.input,
     embed.output)` is plain Keras, and saves to a file that loads without this package.
+    Where processes share the centroids, all of them must save.
     """
 
     # A function, which Keras does not track: the head is no part of the model.
