@@ -46,8 +46,8 @@ def features(
 
     Example:
 
-    >>> outputs = model.predict(x, verbose=0)
-    >>> figure = keras_pedcc.plot.features(outputs["features"], y)  # doctest: +SKIP
+    >>> figure = keras_pedcc.plot.features(np.eye(4), [0, 0, 1, 1])
+    >>> figure.savefig("features.png")
     """
     rows = check_features(features=features).astype("float64")
     labels = _check_indices(labels, rows)
@@ -82,6 +82,10 @@ def margins(cosines: ArrayLike, labels: ArrayLike) -> Figure:
 
     Raises:
         ValueError: A shape or value does not fit.
+
+    Example:
+
+    >>> figure = keras_pedcc.plot.margins([[0.9, 0.1], [0.2, 0.3]], [0, 0])
     """
     own, others, _ = _own_and_others(cosines, labels)
     right = own > others
@@ -114,6 +118,10 @@ def confusion(
 
     Raises:
         ValueError: A shape or value does not fit.
+
+    Example:
+
+    >>> figure = keras_pedcc.plot.confusion([0, 0, 1], [0, 1, 1])
     """
     taken = np.asarray(ops.convert_to_numpy(predicted)).reshape(-1)
     labels = _check_indices(labels, taken[:, None])
@@ -166,6 +174,10 @@ def mistakes(
     Raises:
         TypeError: `number` is not a whole number.
         ValueError: A shape or value does not fit.
+
+    Example:
+
+    >>> figure = keras_pedcc.plot.mistakes(np.ones((1, 8, 8)), [0], [[0.1, 0.7]])
     """
     check_whole(1, number=number)
     own, others, nearest = _own_and_others(cosines, labels)
@@ -202,7 +214,12 @@ def roc(same: ArrayLike, scores: ArrayLike) -> Figure:
         rate.
 
     Raises:
-        ValueError: A shape or value does not fit, or all pairs are of one kind.
+        ValueError: A shape or value does not fit, or there are not two pairs of each
+            kind.
+
+    Example:
+
+    >>> figure = keras_pedcc.plot.roc([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.1])
     """
     far, tar, _ = roc_curve(same, scores)
     # Folds by turns: each has pairs of both kinds.

@@ -42,6 +42,7 @@ def test_images_are_resized_and_of_one_color_mode(folder):
     found = files[np.array([4, 1, 1])]
     assert found.shape == (3, 3, 5, 1)
     np.testing.assert_allclose(found[:, 0, 0, 0], [10, 40, 40], atol=1)
+    np.testing.assert_array_equal(files[4], found[0])
 
 
 def test_batches_read_their_files(folder):

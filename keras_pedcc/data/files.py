@@ -20,7 +20,7 @@ class ImageFiles:
     """Image files and their classes; the images are read when they are asked for.
 
     `files[rows]` reads the images of these rows, with `keras.utils.load_img`, several
-    at a time; `files[:]` reads all. Needs Pillow.
+    at a time; `files[0]` reads one, `files[:]` all. Needs Pillow.
 
     Args:
         paths: Path of each file, shape `(files,)`.
@@ -141,7 +141,10 @@ class ImageFiles:
 
     def __getitem__(self, rows: Any) -> Array:
         """The images of some rows, float32 in [0, 255], shape `(rows, ...)`."""
-        paths = [self.paths[i] for i in np.arange(len(self))[rows]]
+        chosen = np.arange(len(self))[rows]
+        if chosen.ndim == 0:
+            return self[[rows]][0]
+        paths = [self.paths[i] for i in chosen]
         images = self._read(paths)
         failed = [i for i, image in enumerate(images) if isinstance(image, Exception)]
         if failed:
