@@ -86,7 +86,7 @@ class CosineDense(keras.layers.Layer):
     Reference: Wang et al., "Additive Margin Softmax for Face Verification",
     2018, section 3; for `sub_centers` Deng et al., "Sub-center ArcFace: Boosting Face
     Recognition by Large-scale Noisy Web Faces", ECCV 2020,
-    https://doi.org/10.1007/978-3-030-58621-8_43.
+    https://www.ecva.net/papers/eccv_2020/papers_ECCV/html/1445_ECCV_2020_paper.php
     """
 
     _standardizes = True  # the norm, where it is returned
