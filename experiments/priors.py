@@ -25,7 +25,7 @@ def main(argv=None):
             for with_priors in (False, True):
                 runs.append(run(images, kind, with_priors, seed, args))
                 print(json.dumps(runs[-1]), flush=True)
-                save(runs, args)
+                save(runs, args, "priors.py", rows)
     for row in rows(runs):
         print(json.dumps(row), flush=True)
 
@@ -140,7 +140,7 @@ def rows(runs):
     return found
 
 
-def save(runs, args):
+def save(runs, args, script, rows):
     from image_experiment.reporting import write_whole
 
     from benchmarks.environment import environment
@@ -153,7 +153,7 @@ def save(runs, args):
         if name not in ("data_dir", "result")
     ]
     content = {
-        "command": " ".join(["python experiments/priors.py", *flags]),
+        "command": " ".join([f"python experiments/{script}", *flags]),
         "rows": rows(runs),
         "runs": runs,
         "environment": environment(),

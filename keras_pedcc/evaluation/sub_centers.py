@@ -39,7 +39,8 @@ def dominant_sub_centers(
     >>> clean = np.degrees(np.arccos(np.clip(cosines, -1, 1))) <= 75
 
     Reference: Deng et al., "Sub-center ArcFace: Boosting Face Recognition by
-    Large-scale Noisy Web Faces", ECCV 2020, section 3.4.
+    Large-scale Noisy Web Faces", ECCV 2020,
+    https://www.ecva.net/papers/eccv_2020/papers_ECCV/html/1445_ECCV_2020_paper.php
     """
     units = unit_rows(check_features(features=features))
     labels = check_classes(labels=labels, features=units)

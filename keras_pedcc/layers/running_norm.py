@@ -28,12 +28,14 @@ def updated(
     number = sum_over_replicas(ops.cast(ops.size(norm), norm.dtype))
     batch_mean = sum_over_replicas(ops.sum(norm)) / number
     squares = sum_over_replicas(ops.sum(ops.square(norm - batch_mean)))
-    batch = ops.stack([batch_mean, ops.sqrt(squares / number)])
-    running = ops.stack([mean, deviation])
+    batch_deviation = ops.sqrt(squares / number)
     rate = at_least(1 / ops.cast(steps, norm.dtype), RATE)
-    after = running + rate * (batch - running)
-    after = ops.where(ops.isfinite(batch[1]), after, running)
-    return after[0], after[1]
+    finite = ops.isfinite(batch_deviation)
+
+    def moved(running: Tensor, batch: Tensor) -> Tensor:
+        return ops.where(finite, running + rate * (batch - running), running)
+
+    return moved(mean, batch_mean), moved(deviation, batch_deviation)
 
 
 def standardized(norm: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

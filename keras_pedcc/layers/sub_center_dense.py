@@ -46,7 +46,7 @@ class SubCenterDense(CosineDense):
 
     Reference: Deng et al., "Sub-center ArcFace: Boosting Face Recognition by
     Large-scale Noisy Web Faces", ECCV 2020,
-    https://doi.org/10.1007/978-3-030-58621-8_43.
+    https://www.ecva.net/papers/eccv_2020/papers_ECCV/html/1445_ECCV_2020_paper.php
     """
 
     def __init__(self, num_classes: int, sub_centers: int = 3, **kwargs: Any) -> None:

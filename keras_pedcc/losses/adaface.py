@@ -73,7 +73,7 @@ def adaface_loss(
     0.4741
 
     Reference: Kim, Jain and Liu, "AdaFace: Quality Adaptive Margin for Face
-    Recognition", CVPR 2022, https://arxiv.org/abs/2204.00964, section 3.2.
+    Recognition", CVPR 2022, https://arxiv.org/abs/2204.00964.
     """
     check_scale(scale)
     check_margin(margin, 1.0, _WHY)
@@ -105,8 +105,8 @@ class AdaFaceLoss(MarginLoss):
 
     For `CosineDense(num_classes, return_norm=True)` in a `PEDCCModel`, or another head
     of cosines with `return_norm=True`. Running mean and deviation of the lengths are
-    weights of the head, and are saved with it. Batch normalization without scale right
-    before the head makes all lengths alike, and leaves nothing to adapt to.
+    weights of the head, and are saved with it. A layer right before the head that makes
+    all lengths alike, such as layer normalization, leaves nothing to adapt to.
 
     Args:
         scale: Positive float s, or `"auto"`: `auto_scale` for the margin of a sample of
