@@ -62,7 +62,7 @@ def cases(number):
         "NONL": lambda: (kp.CosineDense(number), kp.NONLLoss()),
         "AM-Softmax": lambda: (kp.CosineDense(number), am),
         "AM-Softmax, 3 sub-centres": lambda: (
-            kp.CosineDense(number, sub_centers=3),
+            kp.SubCenterDense(number),
             am,
         ),
         "AdaFace": lambda: (
