@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from many_classes_page import small_program
+from distribute_page import small_program
 
 import keras_pedcc
 from benchmarks import class_parallel
