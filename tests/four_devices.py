@@ -6,8 +6,8 @@ import jax
 import keras
 import numpy as np
 import pytest
-from keras import ops
 from distribute_page import small_program
+from keras import ops
 
 import keras_pedcc
 from benchmarks import class_parallel
