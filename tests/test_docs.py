@@ -7,14 +7,13 @@ import pages
 import pytest
 
 PAGES = sorted(pages.DOCS.rglob("*.md"))
-# Those that train more than a few small networks.
-SLOW = {"margin_losses.md", "measure.md"}
 # `test_sharding.py` runs this one, with smaller numbers.
 ELSEWHERE = {distribute_page.PAGE.name}
 
 
 def parameter(path):
-    marks = [pytest.mark.slow] if path.name in SLOW else []
+    # Guides train a few small networks each.
+    marks = [pytest.mark.slow] if path.parent.name == "guides" else []
     return pytest.param(path, id=path.relative_to(pages.DOCS).as_posix(), marks=marks)
 
 
