@@ -1,4 +1,4 @@
-"""Makes the reference: a page for each subpackage, with all its public names.
+"""Makes the reference: a page for each part of the package, with its public names.
 
 The names are those of `__all__` in `keras_pedcc` and in its subpackages. They are read
 and not imported, so that the site builds without Keras.
@@ -44,10 +44,14 @@ def in_order(name):
 
 
 def names_by_room():
-    """Full public names by the subpackage that they are imported from."""
+    """Full public names by the part of the package that they are imported from.
+
+    A module that is public as a whole is a name and a page of its own.
+    """
     rooms = {}
     for name, module in exported(PACKAGE / "__init__.py").items():
-        rooms.setdefault(module.split(".")[1], {})[name] = f"keras_pedcc.{name}"
+        room = name if module == PACKAGE.name else module.split(".")[1]
+        rooms.setdefault(room, {})[name] = f"keras_pedcc.{name}"
     for path in PACKAGE.glob("*/__init__.py"):
         room = path.parent.name
         for name in exported(path):
