@@ -68,4 +68,4 @@ def exported(path):
             imported |= {each.asname or each.name: node.module for each in node.names}
         elif isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
             public = ast.literal_eval(node.value)
-    return {name: imported.get(name, "") for name in public}
+    return {name: imported[name] for name in public}
