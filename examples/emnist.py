@@ -5,8 +5,8 @@
 
 The arrays are uint8 images, 28 x 28, and labels from 0. A tenth of the training
 images is held out: the accuracy on it is printed after each epoch, that on the test
-images once, at the end. On emnist47 (see the README) `--limit 20000 --epochs 5`
-printed, with TensorFlow on two CPU cores beside other work, in 7 minutes:
+images once, at the end. On emnist47 (`docs/results/images.md`) `--limit 20000
+--epochs 5` printed, with TensorFlow on two CPU cores beside other work, in 7 minutes:
 
     Head trained, seed 0: 85.59 % of 9,400 test images are recognised.
 """

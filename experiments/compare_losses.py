@@ -4,8 +4,8 @@
     python experiments/compare_losses.py --dataset emnist47 --data-dir FOLDER
 
 Beside the paper's rows: `pedcc_am`, without eq. 9; `pedcc_n1_trained`, centroids that
-are trained from the first step; and `pedcc_recipe`, the README's recipe, the same with
-a margin of 0.2 and lambda 3.
+are trained from the first step; and `pedcc_recipe`, the same with a margin of 0.2 and
+lambda 3 (`docs/guides/finetune.md`).
 
 Each loss takes, of the learning rates given, the one of highest accuracy on held-out
 training images, over seeds of its own; all runs of the table then train on all

@@ -8,13 +8,13 @@ A-Softmax with m = 4, L-Softmax with m = 4 and 2, and hinge. Those that train th
 centroids late branch from the run with fixed centroids, whose first 70 epochs they
 share. May be stopped at any time (or by `--minutes`) and goes on where it was. The
 `result.json` of each finished run is copied to `experiments/results/images/`; then
-`python experiments/results_table.py --write` puts them into the README.
+`python experiments/results_table.py --write` puts them into the site.
 
-Two rows are not the paper's. `pedcc_recipe` is the README's recipe: centroids trained
-with the network, margin 0.2, lambda 3. `modern_n1_fixed` has cosine decay, label
-smoothing and longer training on the same network, to be chosen with `--held-out 5000`
-first. Such runs have a folder of their own, `held_out_5000` in `--output-dir`, and
-nothing of them is copied.
+Two rows are not the paper's. `pedcc_recipe` trains the centroids with the network,
+margin 0.2, lambda 3 (`docs/guides/finetune.md`). `modern_n1_fixed` has cosine decay,
+label smoothing and longer training on the same network, to be chosen with `--held-out
+5000` first. Such runs have a folder of their own, `held_out_5000` in `--output-dir`,
+and nothing of them is copied.
 
 All rows train at the paper's rate, unless `--choose-rates 0.03 0.1 --held-out 5000`
 says to train each, with a seed of its own, at each of these rates on all but 5000

@@ -1,4 +1,4 @@
-"""The results of the image experiments, from recorded runs to the README and docs/.
+"""The results of the image experiments, from recorded runs to `docs/results/`.
 
     python experiments/results_table.py            prints the tables
     python experiments/results_table.py --write    puts them into their pages, and draws
@@ -25,6 +25,7 @@ from image_experiment.settings import flags_of, of_the_run, parse
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = {"cifar100": CIFAR100, "emnist": EMNIST}
 RESULTS = ROOT / "experiments" / "results"
+PAGES = ROOT / "docs" / "results"
 NAMES = {
     "hinge": "hinge",
     "cross_entropy": "cross entropy",
@@ -184,12 +185,14 @@ def pages():
     tables = [centroid_study.as_markdown(each) + "\n" for each in found]
     comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
     return {
-        ROOT / "README.md": {
+        PAGES / "images.md": {
             "image results": table(read("images")),
             "loss comparison": "\n".join(comparisons),
-            "centroid study": studies.summary(found),
         },
-        ROOT / "docs" / "trained_centroids.md": {"studies": "\n".join(tables)},
+        PAGES / "trained_centroids.md": {
+            "centroid study": studies.summary(found),
+            "studies": "\n".join(tables),
+        },
     }
 
 
@@ -205,7 +208,7 @@ def with_blocks(text, made):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--write", action="store_true", help="put them into README.md and docs/")
+    add("--write", action="store_true", help="put them into their pages")
     args = parser.parse_args(argv)
     for path, made in pages().items():
         if args.write:

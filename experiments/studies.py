@@ -1,6 +1,6 @@
 """What the runs of `experiments/centroid_study.py` on test images found, together.
 
-`experiments/results_table.py --write` puts table and figure into the README.
+`experiments/results_table.py --write` puts table and figure into the site.
 """
 
 from centroid_study import BASELINE

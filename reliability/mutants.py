@@ -27,7 +27,8 @@ from recording import ROOT, Record
 FAULTS = pathlib.Path(__file__).with_name("faults.toml")
 PARTS = ("keras_pedcc", "tests", "examples", "experiments", "benchmarks")
 PARTS += ("reliability", "docs")
-FILES = ("README.md", "CHANGELOG.md", "pyproject.toml")
+FILES = ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE")
+FILES += ("SECURITY.md", "mkdocs.yml", "pyproject.toml")
 # Starts this script.
 OWN_TEST = "tests/test_reliability_mutants.py"
 PASSED, FAILED, NOT_THE_COPY, NO_IMPORT = 0, 1, 70, 71

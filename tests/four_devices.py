@@ -6,8 +6,8 @@ import jax
 import keras
 import numpy as np
 import pytest
+from distribute_page import small_program
 from keras import ops
-from many_classes_page import small_program
 
 import keras_pedcc
 from benchmarks import class_parallel

@@ -137,7 +137,7 @@ def test_weight_files_hold_every_head(tmp_path, head):
 
 
 def test_legacy_files_load_with_the_class_of_the_model(tmp_path, head):
-    """README: not given centroids; they are refused."""
+    """Given centroids are refused, as `docs/guides/resume.md` says."""
     model, path = uncompiled(head), tmp_path / "model.h5"
     model.save(path)
     objects = {"PEDCCModel": PEDCCModel}

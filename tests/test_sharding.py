@@ -9,7 +9,7 @@ import sys
 
 import keras
 import pytest
-from many_classes_page import small_program
+from distribute_page import small_program
 
 import keras_pedcc
 

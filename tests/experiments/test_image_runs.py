@@ -230,7 +230,7 @@ def test_throughput_of_all_trainers_is_reported(tmp_path, data_dir):
     ("script", "limit", "floor"), [("emnist", 9400, 0.4), ("cifar100", 6000, 0.05)]
 )
 def test_real_images_are_learned(tmp_path, script, limit, floor):
-    """Far above chance (2 and 1 %) after a minute; the README has longer runs."""
+    """Far above chance (2 and 1 %) after a minute; docs/results/ has longer runs."""
     flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"], "--limit", limit]
     flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "2"]
     # At the paper's rate, 0.1, one seed in two stays below 4 % on CIFAR-100.

@@ -1,4 +1,4 @@
-"""Recorded runs, and the tables of README and docs/ made of them."""
+"""Recorded runs, and the tables of docs/results/ made of them."""
 
 import pytest
 import results_table

@@ -1,0 +1,44 @@
+"""Every page of the site: its code runs as it is, and its links lead somewhere."""
+
+import re
+
+import distribute_page
+import pages
+import pytest
+
+PAGES = sorted(pages.DOCS.rglob("*.md"))
+# `test_sharding.py` runs this one, with smaller numbers.
+ELSEWHERE = {distribute_page.PAGE.name}
+
+
+def parameter(path):
+    # Guides train a few small networks each.
+    marks = [pytest.mark.slow] if path.parent.name == "guides" else []
+    return pytest.param(path, id=path.relative_to(pages.DOCS).as_posix(), marks=marks)
+
+
+WITH_CODE = [
+    parameter(path) for path in PAGES if pages.code(path) and path.name not in ELSEWHERE
+]
+
+
+@pytest.mark.parametrize("path", WITH_CODE)
+def test_code_of_a_page_runs(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pages.run(path)
+    printed = capsys.readouterr().out
+    assert [each for each in pages.promises(path) if each not in printed] == []
+
+
+def test_every_block_has_a_language_that_is_run_or_is_none():
+    # A block without one would not be run, and nobody would notice.
+    known = {"python", "bash", "console", "text"}
+    found = {each for path in PAGES for each, _ in pages.blocks(path)}
+    assert found <= known
+
+
+def test_links_of_the_readme_lead_to_files():
+    text = (pages.ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert len(links) > 20
+    assert [each for each in links if not (pages.ROOT / each).exists()] == []
