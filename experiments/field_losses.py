@@ -6,7 +6,7 @@ Network, data and steps are those of `priors.py`, with as many training images o
 class. NTCE and NONL have their published temperature, 0.1; losses with a margin that of
 the package's recipe, 0.2, and `scale="auto"`. Each run is scored once, at its end:
 accuracy on all test images, and mAP@R of their features among 100 of each class.
-Nothing is chosen by the test images.
+Nothing is chosen by the test images. Runs that are in the result file are not repeated.
 """
 
 import json
@@ -21,15 +21,24 @@ SCORES = ("accuracy", "retrieval")
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = priors.parse_args(["--imbalance", "1", *argv])
-    images, runs = priors.load(args), []
+    images, runs = priors.load(args), earlier_runs(args.result)
+    done = {(each["kind"], each["seed"]) for each in runs}
     for seed in args.seeds:
         for kind, make in cases(images.num_classes).items():
+            if (kind, seed) in done:
+                continue
             scores = run(images, make, seed, args)
             runs.append({"kind": kind, "seed": seed, **scores})
             print(json.dumps(runs[-1]), flush=True)
             priors.save(runs, args, "field_losses.py", rows)
     for row in rows(runs):
         print(json.dumps(row), flush=True)
+
+
+def earlier_runs(path):
+    if path is None or not path.exists():
+        return []
+    return json.loads(path.read_text())["runs"]
 
 
 def cases(number):
@@ -49,6 +58,8 @@ def cases(number):
             kp.PEDCCProductDense(number, radius=0.5),
             entropy,
         ),
+        "NTCE": lambda: (kp.CosineDense(number), kp.NTCELoss()),
+        "NONL": lambda: (kp.CosineDense(number), kp.NONLLoss()),
         "AM-Softmax": lambda: (kp.CosineDense(number), am),
         "AM-Softmax, 3 sub-centres": lambda: (
             kp.CosineDense(number, sub_centers=3),
@@ -58,8 +69,6 @@ def cases(number):
             kp.CosineDense(number, return_norm=True),
             kp.AdaFaceLoss(**recipe),
         ),
-        "NTCE": lambda: (kp.CosineDense(number), kp.NTCELoss()),
-        "NONL": lambda: (kp.CosineDense(number), kp.NONLLoss()),
     }
 
 
