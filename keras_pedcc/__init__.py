@@ -17,6 +17,14 @@ from keras_pedcc.evaluation.class_distance import (
 )
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
+from keras_pedcc.evaluation.novelty import (
+    cosine_score,
+    energy_score,
+    length_score,
+    neighbor_score,
+    novelty_report,
+    novelty_threshold,
+)
 from keras_pedcc.evaluation.retrieval import retrieval_report
 from keras_pedcc.evaluation.verification import (
     pair_scores,
@@ -82,14 +90,20 @@ __all__ = [
     "class_priors",
     "compare_fingerprints",
     "compatibility_report",
+    "cosine_score",
     "embed",
     "embedder",
+    "energy_score",
     "generate_pedcc",
     "inter_class_distance",
     "intra_class_distance",
+    "length_score",
     "load_centroids",
     "load_model",
     "nearest_classes",
+    "neighbor_score",
+    "novelty_report",
+    "novelty_threshold",
     "pair_scores",
     "pedcc_loss",
     "retrieval_report",
