@@ -18,6 +18,7 @@ the old network does not know. Runs that the result holds already are not made a
 import argparse
 import json
 import pathlib
+import shlex
 import tempfile
 
 PARTS = ("heads", "changes", "backend", "reserve", "novelty")
@@ -75,10 +76,11 @@ def runs_of(part, args):
             f"{name}; {what}": upgrade(name, change=change)
             for what, change in training.CHANGES.items()
             if change
-            for name in CONTRAST
+            for name in args.heads or CONTRAST
         }
     if part == "backend":
-        return {name: upgrade(name, across_backends=True) for name in CONTRAST}
+        names = args.heads or CONTRAST
+        return {name: upgrade(name, across_backends=True) for name in names}
     if part == "reserve":
         return {f"{share} % more": upgrade("frozen", share=share) for share in RESERVES}
     from upgrade_study import strangers
@@ -156,12 +158,16 @@ def command_of(args):
     import keras
 
     flags = [
-        f"--{name.replace('_', '-')} {' '.join(map(str, as_list(value)))}"
+        f"--{name.replace('_', '-')} {' '.join(map(quoted, as_list(value)))}"
         for name, value in vars(args).items()
-        if name in (*SETTINGS, "seeds", "parts")
+        if name in (*SETTINGS, "seeds", "parts", "heads") and value is not None
     ]
     backend = f"KERAS_BACKEND={keras.backend.backend()}"
     return " ".join([backend, "python experiments/upgrade.py", *flags])
+
+
+def quoted(value):
+    return shlex.quote(str(value))
 
 
 def as_list(value):
@@ -189,7 +195,11 @@ def parse_args(argv):
     add("--data", choices=("emnist47", "lfw"), default="emnist47")
     add("--data-dir", type=pathlib.Path, help="folder with its .npz file")
     add("--parts", nargs="+", choices=PARTS, default=["heads"])
-    add("--heads", nargs="+", help="of the part of this name, only these")
+    add(
+        "--heads",
+        nargs="+",
+        help="the parts of heads, changes and backend with only these",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--steps", type=int, default=400)
     add("--batch-size", type=int, default=128)

@@ -4,7 +4,7 @@ import statistics
 
 from image_experiment.figures import plt, save
 
-from upgrade_study.tables import recall
+from upgrade_study.tables import names_of, recall
 
 # Those drawn: their colours, and where their names stand.
 FAMILIES = {
@@ -19,7 +19,7 @@ PANELS = {"known": "classes the old network knows", "unseen": "classes it never 
 def draw(runs, path):
     """A panel for known and one for unseen classes, a bar for each head."""
     chosen = [run for run in runs if run["part"] == "heads"]
-    names = list(dict.fromkeys(run["name"] for run in chosen))[::-1]
+    names = names_of(chosen)[::-1]
     height = 1.2 + 0.3 * len(names)
     figure, axes = plt.subplots(
         1, 2, figsize=(10, height), layout="constrained", sharey=True

@@ -2,6 +2,8 @@
 
 import statistics
 
+from upgrade_study.heads import UPGRADES
+
 WHERE = ("known", "unseen")
 SEARCHES = ("new_in_old", "new_in_new", "old_in_old")
 
@@ -20,15 +22,22 @@ def blocks(runs):
 
 
 def table(runs, part, columns):
-    """A row for each name, in the order of the runs, with means over the seeds."""
+    """A row for each name, with means over the seeds."""
     chosen = [run for run in runs if run["part"] == part]
     if not chosen:
         return ""
     lines = [line(["", *columns]), "|---" * (len(columns) + 1) + "|"]
-    for name in dict.fromkeys(run["name"] for run in chosen):
+    for name in names_of(chosen):
         own = [run for run in chosen if run["name"] == name]
         lines.append(line([name, *(text_of(own, each) for each in columns.values())]))
     return "\n".join(lines) + "\n"
+
+
+def names_of(runs):
+    """The heads in the order of `UPGRADES`; other names in that of the runs."""
+    names = dict.fromkeys(run["name"] for run in runs)
+    places = list(UPGRADES)
+    return sorted(names, key=lambda n: places.index(n) if n in places else len(places))
 
 
 def line(cells):
