@@ -6,7 +6,7 @@
 Each file in `experiments/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
-`centroid_study.py`.
+`centroid_study.py`. `upgrade_emnist47.json` is of `upgrade.py`.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from cifar100 import CIFAR100
 from emnist import EMNIST
 from image_experiment.losses import WITH_PEDCC
 from image_experiment.settings import flags_of, of_the_run, parse
+from upgrade_study import figure as upgrade_figure
+from upgrade_study import tables as upgrade_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = {"cifar100": CIFAR100, "emnist": EMNIST}
@@ -58,6 +60,7 @@ PAPER = {
     "PEDCC n=3, fixed": {"emnist": 89.51, "cifar100": 71.59},
     "PEDCC n=3, fine-tuned": {"emnist": 89.73, "cifar100": 71.89},
 }
+STRANGERS = ("frozen", "cross entropy")  # networks in the guide
 # How the origin of the paper's images begins; emnist47.npz is another set.
 OFFICIAL = {
     "emnist": ("tensorflow-datasets emnist/balanced", "emnist_balanced.npz"),
@@ -193,7 +196,16 @@ def pages():
             "centroid study": studies.summary(found),
             "studies": "\n".join(tables),
         },
+        PAGES / "upgrade.md": upgrade_tables.blocks(upgrades()),
+        PAGES.parent / "guides" / "refuse.md": {
+            "strangers": upgrade_tables.strangers_table(upgrades(), STRANGERS)
+        },
     }
+
+
+def upgrades():
+    """The runs of `upgrade.py`."""
+    return json.loads((RESULTS / "upgrade_emnist47.json").read_text())["runs"]
 
 
 def with_blocks(text, made):
@@ -217,6 +229,7 @@ def main(argv=None):
             print("\n".join(made.values()))
     if args.write:
         studies.draw(read("studies"), ROOT / "docs" / "centroid_study.png")
+        upgrade_figure.draw(upgrades(), ROOT / "docs" / "upgrade.png")
 
 
 if __name__ == "__main__":

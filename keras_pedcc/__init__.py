@@ -21,6 +21,14 @@ from keras_pedcc.evaluation.class_distance import (
 from keras_pedcc.evaluation.classifier import classifier, identify
 from keras_pedcc.evaluation.compatibility import compatibility_report
 from keras_pedcc.evaluation.embedding import VerificationCallback, embed, embedder
+from keras_pedcc.evaluation.novelty import (
+    cosine_score,
+    energy_score,
+    length_score,
+    neighbor_score,
+    novelty_report,
+    novelty_threshold,
+)
 from keras_pedcc.evaluation.projector import ProjectorCallback
 from keras_pedcc.evaluation.retrieval import retrieval_report
 from keras_pedcc.evaluation.retrieval_callback import RetrievalCallback
@@ -106,17 +114,23 @@ __all__ = [
     "classifier",
     "compare_fingerprints",
     "compatibility_report",
+    "cosine_score",
     "dominant_sub_centers",
     "embed",
     "embedder",
+    "energy_score",
     "generate_pedcc",
     "grow_classes",
     "identify",
     "inter_class_distance",
     "intra_class_distance",
+    "length_score",
     "load_centroids",
     "load_model",
     "nearest_classes",
+    "neighbor_score",
+    "novelty_report",
+    "novelty_threshold",
     "pair_scores",
     "pedcc_loss",
     "plot",

@@ -129,10 +129,15 @@ def prepared(
 
 def _labelled(**named: ArrayLike) -> tuple[Array, Array]:
     (name, features), (of_labels, labels) = named.items()
-    features = check_features(**{name: features})
-    labels = check_classes(**{of_labels: labels, name: features})
+    units = unit_features(**{name: features})
+    return units, check_classes(**{of_labels: labels, name: units})
+
+
+def unit_features(**named: ArrayLike) -> Array:
+    """The one array given as unit vectors, float32 unless it is float64, or raises."""
+    features = check_features(**named)
     units = features.astype("float64" if features.dtype == "float64" else "float32")
     # First, so that no square overflows, or vanishes.
     units /= np.maximum(units.max(axis=1), -units.min(axis=1))[:, None]
     units /= np.linalg.norm(units, axis=1, keepdims=True)
-    return units, labels
+    return units

@@ -142,7 +142,7 @@ def verification_report(
     return {
         **_cross_validated(scores, same, fold),
         "threshold": _best_threshold(scores, same),
-        "auc": float(np.sum(np.diff(far) * (tar[1:] + tar[:-1])) / 2),
+        "auc": area(far, tar),
         # FAR + TAR rises strictly along the curve, from 0 to 2.
         "eer": float(np.interp(1.0, far + tar, far)),
         "tar_at_far_1e-1": _tar_at(0.1, far, tar),
@@ -151,6 +151,11 @@ def verification_report(
         "pairs": len(same),
         "same": int(same.sum()),
     }
+
+
+def area(far: Array, tar: Array) -> float:
+    """Area under a curve of `roc_curve`."""
+    return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1])) / 2)
 
 
 def check_pairs(pairs: ArrayLike, size: int) -> Array:

@@ -1,0 +1,1 @@
+"""The parts of `experiments/upgrade.py`: data, heads, training, measures, tables."""
