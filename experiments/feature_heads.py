@@ -60,6 +60,7 @@ KINDS = {
     "AM-Softmax, shared start": Kind(
         "shared cosine", "AMSoftmaxLoss", {**SCALE, "margin": 0.2}
     ),
+    "dot regression": Kind("frozen", "dot regression"),
     "frozen mild, random": Kind("frozen random", "PEDCCLoss", MILD),
 }
 
@@ -127,16 +128,17 @@ class Network:
     """
 
     def __init__(self, kind, shape, margin=None):
-        self.kind, self.shape, self.margin = KINDS[kind], shape, margin
-        self.model = self._compiled()
+        self.name, self.kind, self.shape, self.margin = kind, KINDS[kind], shape, margin
+        self.model = self._model(seed=0)
+        self.compile()
 
     def train(self, x, y, *, seed, rate, epochs, batch_size):
         """Trains from the weights of `seed`; the rate falls as a cosine to 0."""
         keras.utils.set_random_seed(seed)
+        self.model.set_weights(self._model(seed).get_weights())
         if self.kind.late:
-            self.model = self._compiled()
+            self.compile()
         else:
-            self.model.set_weights(self._model(seed).get_weights())
             for variable in self.model.optimizer.variables:
                 variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
         self.model.fit(
@@ -148,6 +150,13 @@ class Network:
             verbose=0,
         )
         return self
+
+    def compile(self):
+        """Compiles the model with a new optimizer."""
+        optimizer = keras.optimizers.SGD(
+            0.1, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        self.model.compile(optimizer, self._loss())
 
     @property
     def scale(self):
@@ -177,17 +186,11 @@ class Network:
             callbacks.append(keras_pedcc.FinetuneCallback(late, LATE_RATE))
         return callbacks
 
-    def _compiled(self):
-        model = self._model(seed=0)
-        optimizer = keras.optimizers.SGD(
-            0.1, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        model.compile(optimizer, self._loss())
-        return model
-
     def _loss(self):
         if self.kind.loss is None:
             return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if self.kind.loss == "dot regression":
+            return dot_regression
         constants = dict(self.kind.constants)
         if self.kind.margins:
             constants["margin"] = self.kind.margins[0]
@@ -218,6 +221,13 @@ class Network:
             start = keras.initializers.Constant(random / math.sqrt(dim))
             return keras_pedcc.CosineDense(classes, kernel_initializer=start)(features)
         return keras_pedcc.CosineDense(classes)(features)
+
+
+def dot_regression(labels, outputs):
+    """Half the squared difference of the cosine to the own centroid from 1."""
+    labels = keras.ops.reshape(keras.ops.cast(labels, "int32"), (-1, 1))
+    own = keras.ops.take_along_axis(outputs["logits"], labels, axis=1)
+    return keras.ops.squeeze((own - 1) ** 2 / 2, axis=1)
 
 
 class Record:

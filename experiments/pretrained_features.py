@@ -4,8 +4,8 @@
     python experiments/pretrained_features.py --data-dir FOLDER --output CACHE
 
 EfficientNet-Lite0, whose weights ship inside a package, sees each image enlarged to
-`--pixels` (bicubic). CACHE gets `cifar100_128.npz` with arrays of float16 for the 50,000
-training and the 10,000 test images, and their labels:
+`--pixels` (bicubic). CACHE gets `cifar100_128.npz` with arrays of float16 for the
+50,000 training and the 10,000 test images, and their labels:
 
 - `x_train`, `x_test`: the mean over the places of the last layer, 1280 numbers,
 - `stages_train`, `stages_test`: the means of the six stages before it, 768 numbers.

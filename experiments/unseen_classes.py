@@ -15,6 +15,7 @@ the known exceed.
 """
 
 import argparse
+import functools
 import pathlib
 
 import feature_heads
@@ -45,11 +46,8 @@ def main(argv=None):
         half = Half(data, classes, seed, args.per_class)
         record.once({"kind": WITHOUT, "seed": seed}, half.without_training)
         for kind, network in networks.items():
-            rate = chosen[kind]["rate"]
-            record.once(
-                {"kind": kind, "seed": seed},
-                lambda network=network, rate=rate: half.scores(network, rate, args),
-            )
+            make = functools.partial(half.scores, network, chosen[kind]["rate"], args)
+            record.once({"kind": kind, "seed": seed}, make)
     record.write()
     print(retrieval_table(summary(record.runs)))
     print(strangers_table(summary(record.runs)))
