@@ -27,8 +27,8 @@ def main(argv=None):
     args = parse_args(argv)
     study = Study(feature_heads.load(args.features, first=args.first), args)
     choice = {
-        (number, kind): study.choose(number, kind)
-        for number in args.per_class
+        (number, kind): study.choose(chosen_at, kind)
+        for number, chosen_at in zip(args.per_class, args.chosen_at, strict=True)
         for kind in args.kinds
     }
     for seed in args.seeds:
@@ -91,7 +91,7 @@ class Study:
         ]
 
     def _trained(self, number, kind, rate, margin, seed, part):
-        steps = self.args.steps[self.args.per_class.index(number)]
+        steps = dict(zip(self.args.per_class, self.args.steps, strict=True))[number]
         return self.network(kind, margin).train(
             self.features.x_train[part],
             self.features.y_train[part],
@@ -169,10 +169,14 @@ def cell(row):
     Bold: the highest, and what is not significantly behind it. `~`: not significantly
     different from cross entropy.
     """
-    text, behind = feature_heads.compared(row), row["minus_best"]
-    if row["best"] or (behind and behind["p"] >= LEVEL):
-        return f"**{text}**"
-    return text
+    text = feature_heads.compared(row)
+    return f"**{text}**" if tied(row) else text
+
+
+def tied(row):
+    """Whether a row is the best, or not significantly behind it."""
+    behind = row["minus_best"]
+    return row["best"] or (behind is not None and behind["p"] >= LEVEL)
 
 
 def parse_args(argv):
@@ -185,6 +189,7 @@ def parse_args(argv):
     add("--result", type=pathlib.Path, required=True, help="JSON file to write")
     add("--per-class", type=int, nargs="+", default=[5, 10, 50], help="images")
     add("--steps", type=int, nargs="+", default=[600, 600, 1000], help="for each")
+    add("--chosen-at", type=int, nargs="+", help="images in the trials, for each")
     add("--batch-size", type=int, default=100)
     add("--hidden", type=int, default=512)
     add("--dim", type=int, default=128)
@@ -194,8 +199,13 @@ def parse_args(argv):
     add("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of tests")
     add("--trial-seeds", type=int, nargs="+", default=[100])
     args = parser.parse_args(argv)
-    if len(args.steps) != len(args.per_class):
-        parser.error("--steps must have one number for each of --per-class")
+    args.chosen_at = args.chosen_at or args.per_class
+    if not len(args.steps) == len(args.chosen_at) == len(args.per_class):
+        parser.error(
+            "--steps and --chosen-at must have one number for each of --per-class"
+        )
+    if not set(args.chosen_at) <= set(args.per_class):
+        parser.error("--chosen-at must be of --per-class")
     return args
 
 
