@@ -152,6 +152,7 @@ def table(found, measure="recall_at_1"):
     words = [name.replace("_", " ") for name in SEARCHES]
     head = ["loss", "the new network sees"]
     head += [f"{part}: {word}" for part in PARTS for word in words]
+    head.append("compatible, known")
     lines = [
         [row["kind"], row["new_sees"]]
         + [
@@ -159,6 +160,7 @@ def table(found, measure="recall_at_1"):
             for part in PARTS
             for name in SEARCHES
         ]
+        + [f"{row['known']['compatible']} of {row['seeds']}"]
         for row in sorted(
             found["rows"], key=lambda row: list(SEEN).index(row["new_sees"])
         )

@@ -6,7 +6,7 @@
 Each file in `experiments/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
-`centroid_study.py`.
+`centroid_study.py`, in `features/` what a study on pretrained features wrote.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import statistics
 
 import centroid_study
 import compare_losses
+import feature_tables
 import studies
 from cifar100 import CIFAR100
 from emnist import EMNIST
@@ -190,6 +191,7 @@ def pages():
             "centroid study": studies.summary(found),
         },
         ROOT / "docs" / "trained_centroids.md": {"studies": "\n".join(tables)},
+        ROOT / "docs" / "results" / "features.md": feature_tables.blocks(),
     }
 
 
