@@ -274,16 +274,17 @@ MEASURES = ("first", "average", "last", "last_base", "last_new")
 
 
 def summary(runs):
-    """Mean and deviation of each measure, of each method."""
+    """Each measure of each method, beside class means of cross entropy."""
     tested = [run for run in runs if run["scored"] == "test"]
-    rows = []
-    for kind, way in dict.fromkeys((run["kind"], run["way"]) for run in tested):
-        own = [run for run in tested if (run["kind"], run["way"]) == (kind, way)]
-        row = {"kind": kind, "way": way, "seeds": len(own)}
-        for name in MEASURES:
-            row[name] = feature_heads.spread([run[name] for run in own])
-        rows.append(row)
-    return {"rows": rows}
+    rows = {}
+    for name in MEASURES:
+        values = feature_heads.grouped(tested, ("kind", "way"), name)
+        for (kind, way), own in values.items():
+            row = rows.setdefault((kind, way), {"kind": kind, "way": way})
+            row[name] = feature_heads.spread(list(own.values()))
+            baseline = values.get((feature_heads.BASELINE, MEANS), {})
+            row[name]["minus_cross_entropy"] = feature_heads.paired(own, baseline)
+    return {"rows": list(rows.values())}
 
 
 def table(found):
@@ -292,7 +293,7 @@ def table(found):
     head += ["last: base classes", "last: later classes"]
     lines = [
         [row["kind"] or "no network", row["way"]]
-        + [feature_heads.as_text(row[name]) for name in MEASURES]
+        + [feature_heads.compared(row[name]) for name in MEASURES]
         for row in found["rows"]
     ]
     return feature_heads.markdown(head, lines)
