@@ -47,7 +47,7 @@ METHODS = [
     (None, MEANS),
     *((kind, way) for kind in KINDS for way in (MEANS, TRAINED, WITH_MEANS)),
 ]
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # of the sessions
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the sessions
 HELD_OUT = 50  # images per class
 
 
