@@ -6,7 +6,8 @@
 Each file in `experiments/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
-`centroid_study.py`. `upgrade_emnist47.json` is of `upgrade.py`.
+`centroid_study.py`, in `features/` what a study on pretrained features wrote.
+`upgrade_emnist47.json` is of `upgrade.py`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 
 import centroid_study
 import compare_losses
+import feature_tables
 import studies
 from cifar100 import CIFAR100
 from emnist import EMNIST
@@ -200,6 +202,7 @@ def pages():
         PAGES.parent / "guides" / "refuse.md": {
             "strangers": upgrade_tables.strangers_table(upgrades(), STRANGERS)
         },
+        PAGES / "pretrained_features.md": feature_tables.blocks(),
     }
 
 
