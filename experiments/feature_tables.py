@@ -1,4 +1,4 @@
-"""The tables of `docs/results/pretrained_features.md`, from `experiments/results/features/`.
+"""Tables of `docs/results/pretrained_features.md`, from `results/features/`.
 
 `experiments/results_table.py --write` puts them into the page.
 """
