@@ -145,6 +145,6 @@ def _sprite(images: Array, number: int, size: int) -> Array:
     )[..., :3]
     low, high = small.min(), small.max()
     pixels = np.full((columns**2, size, size, small.shape[-1]), 255.0)
-    pixels[: len(images)] = (small - low) / max(high - low, 1e-12) * 255
+    pixels[: len(images)] = np.round((small - low) / max(high - low, 1e-12) * 255)
     rows = pixels.reshape(columns, columns, size, size, -1).transpose(0, 2, 1, 3, 4)
     return rows.reshape(columns * size, columns * size, -1)

@@ -182,6 +182,10 @@ class CosineDense(keras.layers.Layer):
     def _is_full(self) -> bool:
         return self.num_classes == self.capacity
 
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [*super().metrics, *self.margin_share.metrics]
+
     def for_loss(
         self,
         outputs: Tensor | dict[str, Tensor],

@@ -212,7 +212,7 @@ class PEDCCModel(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [*super().metrics, *self._hits.means]
+        return [*super().metrics, *self._hits.means, *self.margin_share.metrics]
 
     def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
