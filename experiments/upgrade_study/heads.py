@@ -56,13 +56,8 @@ UPGRADES = {
     "AM-Softmax, from the old head": ("AM-Softmax", Head("cosine", "old head", "am")),
     "AM-Softmax + BCT": ("AM-Softmax", Head("cosine", "own", "am", bct=True)),
     "frozen at AM-Softmax's old head": ("AM-Softmax", Head(rows="old head")),
-    "frozen at cross entropy's old head": ("cross entropy", Head(rows="old head")),
     "cross entropy, shared start": ("cross entropy", Head("dense", "random", "ce")),
     "cross entropy, own starts": ("cross entropy", Head("dense", "own", "ce")),
-    "cross entropy, from the old head": (
-        "cross entropy",
-        Head("dense", "old head", "ce"),
-    ),
     "cross entropy + BCT": ("cross entropy", Head("dense", "own", "ce", bct=True)),
 }
 
