@@ -6,7 +6,7 @@
 Each file in `experiments/results/images/` is the `result.json` of a run; runs that
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
-`centroid_study.py`. `upgrade_emnist47.json` is of `upgrade.py`.
+`centroid_study.py`. `upgrade_*.json` are of `upgrade.py`.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def read(folder):
 
 def pages():
     """What belongs between the marks of each page, by path and name."""
-    found = read("studies")
+    found, characters = read("studies"), upgrades("emnist47")
     tables = [centroid_study.as_markdown(each) + "\n" for each in found]
     comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
     return {
@@ -193,16 +193,19 @@ def pages():
             "centroid study": studies.summary(found),
         },
         ROOT / "docs" / "trained_centroids.md": {"studies": "\n".join(tables)},
-        ROOT / "docs" / "results" / "upgrade.md": upgrade_tables.blocks(upgrades()),
+        ROOT / "docs" / "results" / "upgrade.md": {
+            **upgrade_tables.blocks(characters),
+            "faces": upgrade_tables.faces_table(upgrades("lfw")),
+        },
         ROOT / "docs" / "guides" / "refuse.md": {
-            "strangers": upgrade_tables.strangers_table(upgrades(), STRANGERS)
+            "strangers": upgrade_tables.strangers_table(characters, STRANGERS)
         },
     }
 
 
-def upgrades():
-    """The runs of `upgrade.py`."""
-    return json.loads((RESULTS / "upgrade_emnist47.json").read_text())["runs"]
+def upgrades(images):
+    """The runs of `upgrade.py` on these images."""
+    return json.loads((RESULTS / f"upgrade_{images}.json").read_text())["runs"]
 
 
 def with_blocks(text, made):
@@ -226,7 +229,7 @@ def main(argv=None):
             print("\n".join(made.values()))
     if args.write:
         studies.draw(read("studies"), ROOT / "docs" / "centroid_study.png")
-        upgrade_figure.draw(upgrades(), ROOT / "docs" / "upgrade.png")
+        upgrade_figure.draw(upgrades("emnist47"), ROOT / "docs" / "upgrade.png")
 
 
 if __name__ == "__main__":
