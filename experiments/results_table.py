@@ -7,7 +7,7 @@ Each file in `experiments/results/images/` is the `result.json` of a run; runs t
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
 `centroid_study.py`, in `features/` what a study on pretrained features wrote.
-`upgrade_emnist47.json` is of `upgrade.py`.
+`upgrade_*.json` are of `upgrade.py`.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def read(folder):
 
 def pages():
     """What belongs between the marks of each page, by path and name."""
-    found = read("studies")
+    found, characters = read("studies"), upgrades("emnist47")
     tables = [centroid_study.as_markdown(each) + "\n" for each in found]
     comparisons = [compare_losses.as_markdown(each) for each in read("losses")]
     return {
@@ -198,17 +198,20 @@ def pages():
             "centroid study": studies.summary(found),
             "studies": "\n".join(tables),
         },
-        PAGES / "upgrade.md": upgrade_tables.blocks(upgrades()),
+        PAGES / "upgrade.md": {
+            **upgrade_tables.blocks(characters),
+            "faces": upgrade_tables.faces_table(upgrades("lfw")),
+        },
         PAGES.parent / "guides" / "refuse.md": {
-            "strangers": upgrade_tables.strangers_table(upgrades(), STRANGERS)
+            "strangers": upgrade_tables.strangers_table(characters, STRANGERS)
         },
         PAGES / "pretrained_features.md": feature_tables.blocks(),
     }
 
 
-def upgrades():
-    """The runs of `upgrade.py`."""
-    return json.loads((RESULTS / "upgrade_emnist47.json").read_text())["runs"]
+def upgrades(images):
+    """The runs of `upgrade.py` on these images."""
+    return json.loads((RESULTS / f"upgrade_{images}.json").read_text())["runs"]
 
 
 def with_blocks(text, made):
@@ -232,7 +235,7 @@ def main(argv=None):
             print("\n".join(made.values()))
     if args.write:
         studies.draw(read("studies"), ROOT / "docs" / "centroid_study.png")
-        upgrade_figure.draw(upgrades(), ROOT / "docs" / "upgrade.png")
+        upgrade_figure.draw(upgrades("emnist47"), ROOT / "docs" / "upgrade.png")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Parts: `heads` compares the heads, `changes` what else is new about the new netw
 `backend` takes old networks that another backend trained (`--cache-dir` holds them),
 `reserve` counts the cost of rows without a class, `novelty` tells the classes that
 the old network does not know. Runs that the result holds already are not made again.
+With `--data lfw` the classes are the people of LFW with enough images.
 """
 
 import argparse

@@ -95,6 +95,14 @@ def other_columns():
     }
 
 
+def faces_table(runs):
+    """The heads on LFW, with verification across the networks."""
+    columns = {**recall_columns(), **other_columns()}
+    shown = [name for name in columns if name.startswith(("new in", "old in"))]
+    shown += ["EER across", "accuracy"]
+    return table(runs, "heads", {name: columns[name] for name in shown})
+
+
 def reserve_runs(runs):
     """Those of the part, and before them the frozen heads without more rows."""
     without = [
