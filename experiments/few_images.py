@@ -108,13 +108,13 @@ class Study:
         return Network(kind, shape, margin)
 
 
-def best_rate(score):
+def best_rate(score, ladder=LADDER, first=FIRST_TRIED):
     """The learning rate of highest score; more are tried while it is at an end."""
-    scores = {rate: score(rate) for rate in FIRST_TRIED}
+    scores = {rate: score(rate) for rate in first}
     while True:
         best = max(scores, key=scores.get)
-        place = LADDER.index(best)
-        beside = LADDER[max(place - 1, 0) : place + 2]
+        place = ladder.index(best)
+        beside = ladder[max(place - 1, 0) : place + 2]
         missing = [rate for rate in beside if rate not in scores]
         if not missing:
             return best

@@ -47,7 +47,9 @@ METHODS = [
     (None, MEANS),
     *((kind, way) for kind in KINDS for way in (MEANS, TRAINED, WITH_MEANS)),
 ]
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the sessions
+# Rates of the sessions: all, and those that are tried first.
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
+FIRST_TRIED = LADDER[4:9]
 HELD_OUT = 50  # images per class
 
 
@@ -59,10 +61,10 @@ def main(argv=None):
     for kind, way in METHODS:
         rates = chosen_rates(game, record, kind, way, args)
         for seed in args.seeds:
-            key = {"scored": "test", "kind": kind, "way": way, "seed": seed}
+            key = {"scored": "test", "kind": kind, "way": way, "seed": seed, **rates}
             plan = usual_plan(data, seed, args)
             play = functools.partial(game.play, kind, way, plan, seed, **rates)
-            record.once(key, lambda play=play, rates=rates: {**rates, **play()})
+            record.once(key, play)
     record.write()
     print(table(summary(record.runs)))
 
@@ -126,7 +128,9 @@ def chosen_rates(game, record, kind, way, args):
     base_rate = few_images.best_rate(lambda rate: score(rate, MEANS, None, "first"))
     if way == MEANS:
         return {"base_rate": base_rate, "rate": None}
-    rate = max(RATES, key=lambda rate: score(base_rate, way, rate, "average"))
+    rate = few_images.best_rate(
+        lambda rate: score(base_rate, way, rate, "average"), LADDER, FIRST_TRIED
+    )
     return {"base_rate": base_rate, "rate": rate}
 
 
