@@ -53,8 +53,8 @@ def train(head):
     model.compile(keras.optimizers.Adam(3e-3), loss)
     model.fit(x, y, batch_size=256, epochs=8, verbose=0)
     features = model.predict(x_test, batch_size=512, verbose=0)["features"]
-    cosines, nearest = keras_pedcc.nearest_classes(features, head, k=5)
-    return np.asarray(keras.ops.convert_to_numpy(nearest))
+    _, nearest = keras_pedcc.nearest_classes(features, head, k=5)
+    return keras.ops.convert_to_numpy(nearest)
 
 
 blockwise = keras_pedcc.PEDCCDense(
