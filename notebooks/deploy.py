@@ -36,15 +36,15 @@ def new_model():
 # ## Resume
 #
 # `AtomicBackup` keeps weights, optimizer, random states and epoch in one file, which
-# appears by one rename. Here a callback plays the power failure, after three of eight
-# epochs. Then the same code runs again.
+# appears by one rename. Here a callback plays the power failure, in the fourth of eight
+# epochs. Then the same code runs again, and begins with that epoch.
 
 
 # %%
 class PowerFailure(keras.callbacks.Callback):
-    """Ends the run at the start of the fourth epoch."""
+    """Ends the run in the fourth epoch."""
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_end(self, epoch, logs=None):
         if epoch == 3:
             raise KeyboardInterrupt
 

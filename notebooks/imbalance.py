@@ -2,9 +2,9 @@
 # # Few images per class, and long tails
 #
 # Frozen, evenly spread centroids suit classes of equal size. With few images, or with
-# rare and frequent classes, take the recipe `"trained"`: it starts from the same
-# centroids and trains them with the network. For a long tail, also tell the loss how
-# frequent the classes are.
+# rare and frequent classes, prefer the recipe `"trained"` to `"frozen"`: it starts from
+# the same centroids and trains them with the network. For a long tail, also tell the
+# loss how frequent the classes are. Always compare with cross entropy on your images.
 
 # %%
 # In Colab, first run: %pip install -q "keras-pedcc[plot]" scikit-learn
@@ -34,7 +34,7 @@ def train(kind, x, y, steps=300, **options):
     model.compile(keras.optimizers.Adam(3e-3), loss)
     epochs = max(1, steps * 32 // len(x))
     model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)
-    return model.predict(x_test, batch_size=512, verbose=0).argmax(axis=1)
+    return keras.ops.convert_to_numpy(model(x_test)).argmax(axis=1)
 
 
 def first(counts):
@@ -101,6 +101,10 @@ _ = axes.legend(loc="lower left")
 keras_pedcc.plot.confusion(y_test, found["trained, priors"])
 
 # %% [markdown]
-# Measured on 47 classes of characters, where the rarest has 10 images, priors raise
-# trained centroids from 66.2 to 73.4 %. The page "Priors" of the documentation has the
-# settings and seeds.
+# On these easy images, after 300 steps, cross entropy stays ahead. On harder ones it need
+# not: with 47 classes of characters, where the rarest has 10 images, trained centroids
+# reach 66.2 % without priors and 73.4 % with them, and cross entropy 67.7 and 73.3 %.
+# Frozen centroids reach 61.5 and 65.2 %, so a long tail is not for them. The page
+# "Priors" of the documentation has the settings and seeds.
+#
+# Choose a recipe on held-out images, never on test images.
