@@ -8,6 +8,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from tensors import only_once
 
 import keras_pedcc
 
@@ -100,6 +101,16 @@ def test_labels_stay_with_their_images(name, images):
         pairs = zip(file["x_train"], file["y_train"], strict=True)
         known = {image.tobytes(): label for image, label in pairs}
     assert [known[image.tobytes()] for image in x] == y.tolist()
+
+
+@pytest.mark.slow
+@only_once
+def test_example_for_keras_io_finds_new_classes():
+    example = load("keras_io")
+    for recalls in (example.arcface_recalls, example.pedcc_recalls):
+        assert len(recalls) == 6
+        assert recalls[-1] > 0.9  # chance: 1/3
+    assert example.embeddings.shape == (len(example.y_new), 64)
 
 
 @pytest.mark.slow
