@@ -18,7 +18,7 @@ PROMISES = {
         n["accuracy"] > 0.95
         and n["gaps"]["predefined centroids"] > n["gaps"]["cross entropy"]
     ),
-    "identify": lambda n: n["identified"] > 0.65,
+    "identify": lambda n: n["identified"] > 0.7,
     "transfer": lambda n: n["accuracy"] > n["accuracy_of_head"] > 0.5 and n["kept"],
     "imbalance": lambda n: (
         n["few_accuracy"]["trained"] > 0.8
