@@ -62,7 +62,9 @@ def images(tmp_path, rng):
         "trained",
     ],
 )
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", ["emnist", pytest.param("cifar100", marks=pytest.mark.slow)]
+)
 def test_example_runs(name, head, images, quick, capsys):
     flags = ["--data", images(name), "--epochs", "2", "--verbose", "0"]
     load(name).main([*flags, "--head", head, "--seed", "3"])

@@ -1,8 +1,5 @@
 """Room in a head for classes that come later."""
 
-import pathlib
-import re
-
 import keras
 import numpy as np
 import pytest
@@ -554,13 +551,3 @@ def test_exported_models_have_the_classes_in_use(tmp_path):
         served = loaded.serve(images)
         assert_allclose(served, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
         assert served.shape == (32, number)
-
-
-def test_the_guide_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    page = pathlib.Path(__file__).parents[1] / "docs" / "guides" / "grow.md"
-    text, scope = page.read_text(), {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, scope)
-    printed = capsys.readouterr().out.splitlines()
-    assert [line for line in printed if f"# {line}" in text] == ["(1, 6)", "10 of 10"]

@@ -244,6 +244,7 @@ def test_center_loss_may_diverge(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "gradients.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_loss_of_the_paper_s_order_may_not_diverge(monkeypatch, capsys, tmp_path):
     flags = diverging(monkeypatch, "Softmax", "--center-weight", "1e9")
     assert feature_space.main([*flags, "--output-dir", str(tmp_path)]) == 2

@@ -430,6 +430,7 @@ def test_statistics_are_those_of_the_pixels(arrays):
 # Runs
 
 
+@pytest.mark.slow
 def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert run() == (0, "")
     folder = tmp_path / "out"

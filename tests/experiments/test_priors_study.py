@@ -6,6 +6,7 @@ import priors
 import pytest
 
 
+@pytest.mark.slow
 def test_study_writes_a_row_for_each_loss(rng, monkeypatch, tmp_path):
     labels = np.arange(60) % 6
     images = types.SimpleNamespace(
