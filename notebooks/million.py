@@ -50,7 +50,7 @@ def train(head):
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(64)(hidden)))
     loss = keras_pedcc.PEDCCLoss(scale="auto", margin=0.2, mse_weight=3)
     model.compile(keras.optimizers.Adam(3e-3), loss)
-    model.fit(x, y, batch_size=100, epochs=8, verbose=0)
+    model.fit(x, y, batch_size=100, epochs=6, verbose=0)
     features = model.predict(x_test, batch_size=512, verbose=0)["features"]
     _, nearest = keras_pedcc.nearest_classes(features, head, k=5)
     return keras.ops.convert_to_numpy(nearest)
