@@ -53,18 +53,15 @@ activations = backbone(preprocess(x[:200]), training=True)
 # %% [markdown]
 # ## The model
 #
-# `training=False` keeps batch normalisation in inference mode, also when the backbone
-# is fine-tuned: a few small batches would spoil the statistics. The features of the
-# backbone come from a ReLU and a pooling of it, so a linear layer must follow.
+# The features of the backbone come from a ReLU and a pooling of it, so a linear layer
+# must follow.
 #
 # The recipe `"frozen"` fixes the centroids. The features of all networks trained this
 # way stay comparable.
 
 # %%
 inputs = keras.Input((32, 32, 3))
-pooled = keras.layers.GlobalAveragePooling2D()(
-    backbone(preprocess(inputs), training=False)
-)
+pooled = keras.layers.GlobalAveragePooling2D()(backbone(preprocess(inputs)))
 features = keras.layers.Dense(64)(pooled)
 head, loss = keras_pedcc.recipe("frozen", 10)
 model = keras_pedcc.PEDCCModel(inputs, head(features))
@@ -96,9 +93,15 @@ print(f"the linear layer alone: {accuracy_of_head:.1%}")
 # Take a tenth of the first learning rate or less; for pretrained weights 1e-4 or 1e-5
 # is usual. Deep backbones are often unfrozen from the top: set `trainable = False` on
 # the first layers, and train those near the head.
+#
+# A `BatchNormalization` with `trainable = False` runs in inference mode. That keeps its
+# statistics, which a few small batches would spoil. `training=False` in the call of the
+# backbone is not enough: `fit` passes `training=True` to it all the same.
 
 # %%
 backbone.trainable = True
+for layer in norms:
+    layer.trainable = False
 statistics = [keras.ops.convert_to_numpy(each.moving_mean) for each in norms]
 accuracy = fit(learning_rate=1e-3, epochs=8)
 print(f"fine-tuned: {accuracy:.1%}")
