@@ -19,7 +19,6 @@ PROMISES = {
         and n["gaps"]["predefined centroids"] > n["gaps"]["cross entropy"]
     ),
     "identify": lambda n: n["identified"] > 0.7,
-    "transfer": lambda n: n["accuracy"] > n["accuracy_of_head"] and n["kept"],
     "imbalance": lambda n: (
         n["few_accuracy"]["trained"] > 0.8
         and n["tail_accuracy"]["trained, priors"] > 0.7
