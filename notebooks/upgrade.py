@@ -28,8 +28,8 @@ known = np.arange(8)  # the old network never saw 8 and 9
 # ## An old network and a new one
 #
 # The new one is wider, starts from another seed and knows two more classes. Only `dim`
-# and the centroids are the same. Both heads get ten rows: a centroid without images
-# costs nothing, and a new class takes it later.
+# and the centroids are the same. Both heads get ten rows: a new class takes one
+# that has had no images.
 
 
 # %%

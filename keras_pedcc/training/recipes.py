@@ -70,7 +70,7 @@ def recipe(
     (0.2, 3.0, True)
 
     Reference: Zhu et al., IEEE Access 2020, section IV, for `"paper"`; the others were
-    chosen on held-out images, see docs/trained_centroids.md.
+    chosen on held-out images, see docs/results/trained_centroids.md.
     """
     if name not in _CONSTANTS:
         raise ValueError(
