@@ -157,9 +157,8 @@ def trained(head, name, args, data):
         model = keras.Model(inputs, layers.Dense(number)(features))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     else:
-        outputs = keras_pedcc.PEDCCDense(number, trainable=head == "trained")(features)
-        model = keras_pedcc.PEDCCModel(inputs, outputs)
-        loss = keras_pedcc.PEDCCLoss(scale=15.0, margin=0.2, mse_weight=3.0)
+        layer, loss = keras_pedcc.recipe(head, number)
+        model = keras_pedcc.PEDCCModel(inputs, layer(features))
     steps = args.epochs * -(-len(images) // BATCH_SIZE)
     rate = keras.optimizers.schedules.CosineDecay(0.05, steps)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4), loss)

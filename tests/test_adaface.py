@@ -229,7 +229,6 @@ def test_h_set_later_is_checked():
     [
         (CosineDense(3), r'key "standard_norm". Received: .*return_norm=True'),
         (ProductDense(3), r'key "standard_norm". Received: .*`CosineDense'),
-        (CosineDense(3, scores=Blockwise(2)), "needs all logits at once"),
     ],
 )
 def test_head_must_keep_the_norm(head, message):
@@ -243,3 +242,17 @@ def test_head_must_keep_the_norm(head, message):
 def test_norm_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"standard_norm.shape=\(1, 1\)"):
         adaface_loss([0], outputs_of(np.zeros((1, 2)), np.zeros((1, 1))))
+
+
+def test_logits_that_are_no_cosines_give_nan():
+    outputs = {"features": [[1.0]], "logits": [[5.0, 0.0]], "standard_norm": [0.0]}
+    assert np.isnan(numpy_of(adaface_loss([0], outputs, scale=1.0))).all()
+    with pytest.raises(ValueError, match="The logits must be cosines"):
+        AdaFaceLoss(1.0)(np.array([0]), outputs)
+
+
+def test_loss_is_refused_where_scores_are_computed_by_parts():
+    inputs = keras.Input((8,))
+    model = PEDCCModel(inputs, CosineDense(3, scores=Blockwise(2))(inputs))
+    with pytest.raises(ValueError, match="Received: loss=<keras_pedcc"):
+        model.compile("sgd", AdaFaceLoss())

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_pedcc
 from keras_pedcc import (
     AMSoftmaxLoss,
     CenterDense,
@@ -145,3 +146,29 @@ def test_names_and_numbers_are_checked(images):
         identify(classifier(made()), images, k=4)
     with pytest.raises(ValueError, match="must be a model of `keras_pedcc"):
         identify(made(), images)
+
+
+def with_room(loss):
+    inputs = keras.Input((8,))
+    outputs = keras_pedcc.PEDCCDense(6, capacity=10)(keras.layers.Dense(12)(inputs))
+    model = keras_pedcc.PEDCCModel(inputs, outputs)
+    model.compile("sgd", loss)
+    return model
+
+
+def test_head_with_room_gives_the_classes_in_use(rng):
+    model = with_room(keras_pedcc.PEDCCLoss(scale="auto"))
+    images, names = rng.standard_normal((3, 8)).astype("float32"), list("abcdef")
+    made = keras_pedcc.classifier(model, class_names=names)
+    scale = keras_pedcc.losses.auto_scale(6, margin=0.5)
+    assert made.layers[-1].scale == pytest.approx(scale)
+    found = keras_pedcc.identify(made, images, k=6)
+    assert {name for name, _ in found[0]} == set(names)
+    with pytest.raises(ValueError, match="Received: 2 names, for 6 classes"):
+        keras_pedcc.classifier(model, class_names=["a", "b"])
+
+
+def test_scale_over_the_samples_of_a_batch_is_none_of_the_classes():
+    model = with_room(keras_pedcc.NTCELoss())
+    with pytest.raises(ValueError, match="`scale` must be given"):
+        keras_pedcc.classifier(model)

@@ -435,3 +435,11 @@ def test_callback_refuses_models_without_features(images):
     verify = VerificationCallback(images, PAIRS, SAME, folds=5)
     with pytest.raises(ValueError, match=r"without names, from 0 heads"):
         model.fit(images, LABELS, callbacks=[verify], verbose=0)
+
+
+def test_embedder_without_centroids_is_saved(images, tmp_path):
+    model = embedder(made(CenterDense(5), compiled=False))
+    assert model.centroid_fingerprint is None
+    model.save(tmp_path / "embedder.keras")
+    loaded = keras.saving.load_model(tmp_path / "embedder.keras")
+    np.testing.assert_array_equal(called(loaded, images), called(model, images))

@@ -10,6 +10,7 @@ from keras_pedcc import (
     PEDCCLoss,
     PEDCCModel,
     ProjectorCallback,
+    SubCenterDense,
     embed,
     embedder,
 )
@@ -102,3 +103,18 @@ def test_callback_refuses_arguments(tmp_path):
         ProjectorCallback(tmp_path, images, LABELS, thumbnail=5000)
     with pytest.raises(TypeError, match="`thumbnail` must be a whole number"):
         ProjectorCallback(tmp_path, images, LABELS, thumbnail=8.5)
+
+
+def test_centroids_are_those_in_use(tmp_path, rng):
+    images = rng.uniform(0, 1, (4, 4, 4, 1)).astype("float32")
+    for head, kinds in (
+        (PEDCCDense(2, capacity=5), ["a\tcentroid", "b\tcentroid"]),
+        (SubCenterDense(2, 2), ["a\tcentroid"] * 2 + ["b\tcentroid"] * 2),
+    ):
+        inputs = keras.Input((4, 4, 1))
+        dense = keras.layers.Dense(6)(keras.layers.Flatten()(inputs))
+        model = PEDCCModel(inputs, head(dense))
+        projector = ProjectorCallback(tmp_path, images, [0, 1] * 2, class_names="ab")
+        projector.set_model(model)
+        projector.on_epoch_end(0)
+        assert (tmp_path / "metadata.tsv").read_text().splitlines()[5:] == kinds

@@ -68,3 +68,13 @@ def test_model_of_a_recipe_trains_its_centroids_or_not(name, rng, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.loss.get_config() == loss.get_config()
     assert_allclose(loaded.layers[-1].centroids, numpy_of(head.centroids))
+
+
+def test_scale_is_that_of_the_capacity():
+    large = recipe("frozen", 6, capacity=20_000, centroids="random")
+    assert large.loss.scale == pytest.approx(auto_scale(20_000, margin=0.2))
+
+
+def test_name_decides_what_is_trained():
+    with pytest.raises(ValueError, match=r"Received: \['trainable'\] beside name="):
+        recipe("frozen", 6, trainable=True)

@@ -12,6 +12,7 @@ from keras_pedcc import (
     Sampled,
     SubCenterDense,
     dominant_sub_centers,
+    nearest_classes,
 )
 
 
@@ -92,3 +93,10 @@ def test_number_of_sub_centers_is_at_least_one(number):
 def test_cosines_to_all_sub_centers_are_computed_at_once(arguments):
     with pytest.raises(ValueError, match="at once, of all classes"):
         SubCenterDense(3, **arguments)
+
+
+def test_search_needs_one_centroid_for_each_class():
+    head = SubCenterDense(4)
+    head.build((None, 8))
+    with pytest.raises(ValueError, match="one centroid for each class, or rows"):
+        nearest_classes(np.ones((2, 8), "float32"), head)

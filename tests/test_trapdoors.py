@@ -17,6 +17,7 @@ from keras_pedcc.losses import (
     centroid_distance,
     pedcc_loss,
 )
+from keras_pedcc.training.activations import warn_of_activations
 
 BACKEND = keras.backend.backend()
 LABELS = np.array([0, 1, 2, 0, 1])
@@ -289,3 +290,41 @@ def test_one_negative_feature_is_enough(rng):
     assert messages_of(lambda: head(negative, training=True)) == []
     # Known from here on: nothing is read again.
     assert messages_of(lambda: head(features, training=True)) == []
+
+
+def inner_head(activation):
+    """A model that holds the head, behind a linear layer or an activation."""
+    inputs = keras.Input((16,))
+    outputs = PEDCCDense(5)(layers.Dense(16, activation=activation)(inputs))
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize(("activation", "told"), [(None, 0), ("relu", 1)])
+def test_head_inside_a_model_is_judged_by_what_it_takes(activation, told):
+    inputs = keras.Input((8,))
+    backbone = keras.Model(inputs, layers.ReLU()(layers.Dense(16)(inputs)))
+    taken = keras.Input((8,))
+    model = keras.Model(taken, inner_head(activation)(backbone(taken)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_activations(model)
+    assert len(caught) == told
+
+
+class Block(layers.Layer):
+    """Has an activation, and a linear layer after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation, self.dense = keras.activations.relu, layers.Dense(16)
+
+    def call(self, inputs):
+        return self.dense(self.activation(inputs))
+
+
+def test_layer_of_the_users_own_is_not_judged():
+    inputs = keras.Input((8,))
+    model = PEDCCModel(inputs, PEDCCDense(5)(Block()(inputs)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_activations(model)

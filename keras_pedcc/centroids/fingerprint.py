@@ -33,7 +33,7 @@ def centroid_fingerprint(source: Any) -> dict[str, Any]:
             head; what `embedder` returns, which keeps the fingerprint without the head;
             or the centroids: array, tensor or weight, shape `(num_classes, dim)`, whose
             lengths do not matter. Of a head with room all rows count: its fingerprint
-            stays the same when it grows.
+            stays the same when it grows. Each sub-centre of a `SubCenterDense` is one.
 
     Returns:
         Dict that JSON can hold: `"version"`, `"num_classes"`, `"dim"`, and

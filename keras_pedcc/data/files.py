@@ -236,13 +236,19 @@ def _numbered(
         )
     names = [str(name) for name in np.unique(labels)]
     if class_names is not None:
-        unknown = sorted(set(names) - set(class_names))
+        given = [str(name) for name in class_names]
+        if len(set(given)) < len(given):
+            raise ValueError(
+                f"`class_names` must be all different. Received: {given}. Name each "
+                "class once."
+            )
+        unknown = sorted(set(names) - set(given))
         if unknown:
             raise ValueError(
                 "`class_names` must name all classes. Received: labels of "
                 f"{len(unknown)} other classes {unknown[:3]}. Add their names, or "
                 "remove these images."
             )
-        names = list(class_names)
+        names = given
     numbers = {name: number for number, name in enumerate(names)}
     return names, np.array([numbers[str(label)] for label in labels], "int64")

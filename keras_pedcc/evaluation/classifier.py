@@ -11,6 +11,7 @@ from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.evaluation.prediction import predict_all
 from keras_pedcc.layers.class_probabilities import ClassProbabilities
+from keras_pedcc.layers.heads import heads_of
 
 
 def classifier(
@@ -26,6 +27,9 @@ def classifier(
     probabilities that the loss trained, without its margin. (Without the scale they
     hardly differ: cosines are at most 1.) With `priors` in the loss they are those for
     classes that are equally frequent.
+
+    A model whose head has room gives the classes in use. After `grow_classes` make the
+    classifier anew.
 
     It contains `model` and shares its weights. It saves and exports like any Keras
     model: `classifier(model).export(path, format="onnx")`.
@@ -46,8 +50,9 @@ def classifier(
         shape `(batch, num_classes)`, float32.
 
     Raises:
-        ValueError: The loss of `model` has no scale, or `model` no loss; `model` gives
-            no logits, or is not built; names as in `ClassProbabilities`.
+        ValueError: The loss of `model` is no softmax of scaled cosines over the
+            classes, or `model` has none; `model` gives no logits, or is not built; the
+            names are not as many as the classes, or not all different.
 
     Example:
 
@@ -61,8 +66,10 @@ def classifier(
     with strategy_scope(model):
         inputs = _inputs_like(model)
         logits = _logits_in(model(inputs))
+        number = _number_of(model, logits)
         if scale is None:
-            scale = _scale_of(model, logits)
+            scale = _scale_of(model, number)
+        _check_number(class_names, number)
         layer = ClassProbabilities(scale, class_names, name="probabilities")
         made = keras.Model(inputs, layer(logits), name=name)
         made(inputs)  # Keras exports no model that was never called
@@ -112,6 +119,12 @@ def identify(
             f"{number} classes. Ask for fewer."
         )
     names = last.class_names or [str(i) for i in range(number)]
+    if len(names) != number:
+        raise ValueError(
+            "`classifier` must have a name for each class. Received: "
+            f"{len(names)} names, for {number} classes. Make it anew after "
+            "`grow_classes`."
+        )
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return [
         [(names[i], float(row[i])) for i in columns]
@@ -155,13 +168,32 @@ def _logits_in(outputs: Any) -> Tensor:
     return logits
 
 
-def _scale_of(model: keras.Model, logits: Tensor) -> float:
+def _check_number(class_names: Sequence[str] | None, number: int | None) -> None:
+    if class_names is None or number is None or len(class_names) == number:
+        return
+    raise ValueError(
+        "`class_names` must be one name for each class. Received: "
+        f"{len(class_names)} names, for {number} classes. Pass them in the order of "
+        "the labels."
+    )
+
+
+def _number_of(model: keras.Model, logits: Tensor) -> int | None:
+    """The classes in use; `None` where neither logits nor heads tell."""
+    if logits.shape[1] is not None:
+        return int(logits.shape[1])
+    found = {head.num_classes for head in heads_of(model)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _scale_of(model: keras.Model, number: int | None) -> float:
     """The scale of the loss that a model was compiled with."""
     loss: Any = getattr(model, "loss", None)
-    scale = getattr(loss, "scale", None)
-    if scale == "auto":
-        return float(loss.constants(logits)[0])
-    if scale is None:
+    # Other losses may have one, too, that is not of a softmax over the classes.
+    scale = loss.scale if hasattr(loss, "constants") else None
+    if scale == "auto" and number is not None:
+        return float(loss.constants(keras.KerasTensor((None, number)))[0])
+    if scale in (None, "auto"):
         raise ValueError(
             "`scale` must be given where the loss of the model has none. Received: "
             f"scale=None, for a model with loss={loss!r}. Pass the scale of the loss, "

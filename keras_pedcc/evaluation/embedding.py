@@ -77,7 +77,7 @@ def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
         dtype = "float64" if features.dtype == "float64" else "float32"
         unit = keras.layers.UnitNormalization(dtype=dtype, name="unit_features")
         made = Embedder(graph.input, unit(features), name=name)
-        if head is not None:
+        if isinstance(head, CosineDense):
             made.cut_from(head)
         return made
 

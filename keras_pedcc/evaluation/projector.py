@@ -14,6 +14,7 @@ from keras_pedcc.common.checks import check_classes, check_whole
 from keras_pedcc.evaluation.embedding import embed, embedder
 from keras_pedcc.evaluation.prediction import number_of_rows, to_numpy
 from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.heads import heads_of
 
 CONFIG = """embeddings {{
   tensor_name: "features"
@@ -86,14 +87,16 @@ class ProjectorCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         self._embedder = embedder(self.model)
+        centroids, _ = _centroids_of(self.model, 0)
+        _columns(len(self.images) + len(centroids), self.thumbnail)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         features = embed(self._embedder, self.images, batch_size=self.batch_size)
-        centroids = _centroids_of(self.model, features.shape[1])
+        centroids, classes = _centroids_of(self.model, features.shape[1])
         self.folder.mkdir(parents=True, exist_ok=True)
         names = [self._name(label) for label in self.labels]
         kinds = [f"{name}\timage" for name in names]
-        kinds += [f"{self._name(i)}\tcentroid" for i in range(len(centroids))]
+        kinds += [f"{self._name(i)}\tcentroid" for i in classes]
         rows = np.concatenate([features, centroids])
         np.savetxt(self.folder / "tensors.tsv", rows, fmt="%.6g", delimiter="\t")
         self._write("metadata.tsv", "\n".join(["class\tkind", *kinds, ""]))
@@ -111,16 +114,16 @@ class ProjectorCallback(keras.callbacks.Callback):
         (self.folder / name).write_text(text, encoding="utf-8")
 
 
-def _centroids_of(model: Any, dim: int) -> Array:
-    """The centroids of the head of a model, also of one inside it; or no rows."""
-    for layer in getattr(model, "layers", []):
-        if isinstance(layer, CosineDense):
-            found = np.asarray(ops.convert_to_numpy(layer.centroids), "float32")
-            return found / np.linalg.norm(found, axis=1, keepdims=True)
-        inner = _centroids_of(layer, dim)
-        if len(inner):
-            return inner
-    return np.empty((0, dim), "float32")
+def _centroids_of(model: keras.Model, dim: int) -> tuple[Array, Array]:
+    """The centroids in use of the first head of a model, or no rows; their classes."""
+    heads = [head for head in heads_of(model) if isinstance(head, CosineDense)]
+    if not heads:
+        return np.empty((0, dim), "float32"), np.arange(0)
+    each = getattr(heads[0], "sub_centers", 1)
+    rows = np.asarray(ops.convert_to_numpy(heads[0].centroids), "float32")
+    rows = rows[: heads[0].num_classes * each]
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows, np.arange(len(rows)) // each
 
 
 def _columns(number: int, size: int) -> int:

@@ -51,11 +51,11 @@ class ClassProbabilities(keras.layers.Layer):
         self.class_names = _check_names(class_names)
 
     def build(self, input_shape: Shape) -> None:
-        names = self.class_names
-        if names is not None and len(names) != input_shape[-1]:
+        names, number = self.class_names, input_shape[-1]  # `None`: a head with room
+        if names is not None and number is not None and len(names) != number:
             raise ValueError(
                 "`class_names` must be one name for each class. Received: "
-                f"{len(names)} names, for {input_shape[-1]} classes. Pass them in the "
+                f"{len(names)} names, for {number} classes. Pass them in the "
                 "order of the labels."
             )
 

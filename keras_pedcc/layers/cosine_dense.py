@@ -95,7 +95,7 @@ class CosineDense(keras.layers.Layer):
     # Heads with so many classes compute by blocks unless `scores` says otherwise.
     _blockwise_from = float("inf")
     # Heads whose centroids lie all around, wherever the features are, have one.
-    signs: Signs | None = None
+    feature_signs: Signs | None = None
     _layout: Any  # `ClassLayout` or `None`, once the layer is built
     scores: Any  # "dense", a `Blockwise` or a `Sampled`
 
@@ -237,8 +237,8 @@ class CosineDense(keras.layers.Layer):
         self, inputs: Tensor, training: bool | None = None
     ) -> Tensor | dict[str, Tensor]:
         self._check_place()
-        if training and self.signs is not None and not self.signs.known:
-            self.signs.look(inputs, self.name)
+        if training and self.feature_signs is not None and not self.feature_signs.known:
+            self.feature_signs.look(inputs, self.name)
         inputs = ops.cast(inputs, float_dtype(self))
         with full_precision(inputs):
             return self._outputs(inputs, training)

@@ -109,7 +109,7 @@ class KerdockDense(CosineDense):
             _refuse_others({"scores": self.scores})
         check_whole(0, seed=seed)
         self.seed = int(seed)
-        self.signs = Signs()
+        self.feature_signs = Signs()
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self.dim = check_dim(input_shape)

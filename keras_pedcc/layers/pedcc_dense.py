@@ -142,7 +142,7 @@ class PEDCCDense(CosineDense):
         self.keep_mean = _check_keep_mean(keep_mean, self.scores)
         self._source = _check_source(centroids, self.capacity, self.variable_dtype)
         self._restoring = False
-        self.signs = Signs()
+        self.feature_signs = Signs()
 
     @property
     def frozen(self) -> bool:

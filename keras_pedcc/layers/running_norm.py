@@ -17,7 +17,8 @@ def updated(
 
     `mean += a (batch_mean - mean)`, and alike for the deviation, with
     `a = max(0.01, 1 / steps)`: a plain average over the first 100 batches, then an
-    exponential one. A batch with a norm that is not finite is left out.
+    exponential one. A batch with a norm that is not finite changes neither, but
+    counts as a step.
 
     Args:
         mean: Running mean, a scalar.

@@ -16,8 +16,15 @@ from keras_pedcc.losses.arguments import (
     check_scale,
 )
 from keras_pedcc.losses.base import MarginLoss
+from keras_pedcc.losses.first_batch import check_cosines
 from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, check_held, margin_of, prepare
+from keras_pedcc.losses.targets import (
+    Outputs,
+    check_held,
+    logits_of,
+    margin_of,
+    prepare_cosines,
+)
 from keras_pedcc.scores.protocol import Scores, Shift
 
 _WHY = " in units of cosine: up to 2 m is taken off a cosine"
@@ -89,7 +96,7 @@ def _adaface(
     shift: Shift | None,
     h: float,
 ) -> Tensor:
-    scores, target, valid = prepare(y_true, y_pred)
+    scores, target, valid = prepare_cosines(y_true, y_pred)
     margin = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
     quality = _quality(y_pred, h, scores)
     shift = shift_for(shift, scores)
@@ -135,6 +142,8 @@ class AdaFaceLoss(MarginLoss):
     Recognition", CVPR 2022, https://arxiv.org/abs/2204.00964.
     """
 
+    takes_scores = False  # the heads that compute them by parts return no norm
+
     def __init__(
         self,
         scale: Scale = 64.0,
@@ -171,6 +180,9 @@ class AdaFaceLoss(MarginLoss):
         self, y_true: ArrayLike, y_pred: Outputs, sample_weight: ArrayLike | None = None
     ) -> Tensor:
         check_held(y_pred)
+        if not self._checked:
+            _norm_in(y_pred)
+            self._checked = check_cosines(ops.convert_to_tensor(logits_of(y_pred)))
         # The base class would hand on the logits alone.
         return keras.losses.Loss.__call__(self, y_true, y_pred, sample_weight)
 

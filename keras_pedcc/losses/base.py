@@ -76,6 +76,9 @@ class MarginLoss(keras.losses.Loss):
         self._checked = False  # the first logits
         self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
+    # Whether the scores may be computed by parts.
+    takes_scores = True
+
     @property
     def weights_inside(self) -> bool:
         """Whether `call` takes the sample weights."""

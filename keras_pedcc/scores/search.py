@@ -51,8 +51,9 @@ def nearest_classes(
     [7, 8]
     """
     check_whole(1, k=k, block_size=block_size)
-    number = getattr(centroids, "num_classes", None)
-    centroids = getattr(centroids, "centroids", centroids)
+    number = None
+    if isinstance(centroids, keras.layers.Layer):
+        centroids, number = _rows_of(centroids)
     held = isinstance(centroids, keras.Variable)
     layout = class_layout(centroids.path) if held else None
     features = ops.convert_to_tensor(features)
@@ -66,6 +67,17 @@ def nearest_classes(
         if layout is not None and _can_share(layout, centroids, number):
             return _best_of_parts(layout, features, centroids, k, block_size)
         return _best(features, centroids, k, block_size, number)
+
+
+def _rows_of(head: Any) -> tuple[Any, int]:
+    """The centroids of a head, and how many are in use."""
+    if not hasattr(head, "centroids") or hasattr(head, "sub_centers"):
+        raise ValueError(
+            "`centroids` must be a built head with one centroid for each class, or "
+            f"rows. Received: layer {head.name!r} (type {type(head).__name__}). Pass "
+            "the rows to search, as of `dominant_sub_centers`."
+        )
+    return head.centroids, head.num_classes
 
 
 def _can_share(layout: ClassLayout, centroids: Tensor, number: int) -> bool:

@@ -29,6 +29,19 @@ _LAYERS = (
     keras.layers.ReLU,
     keras.layers.Softmax,
 )
+# They apply their activation last.
+_WITH_ACTIVATION = (
+    keras.layers.Activation,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.EinsumDense,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
 # What comes out of them has the signs of what goes in.
 _KEEP_SIGNS = (
     keras.layers.AveragePooling1D,
@@ -64,14 +77,21 @@ def warn_of_activations(model: keras.Model) -> None:
     Args:
         model: `keras.Model`.
     """
-    for head in layers_of(model):
-        if isinstance(head, CosineDense) and head.signs is not None:
-            layer = _activated(model, _tensor(head, "input"))
-            if layer is not None:
-                head.signs.warn(
-                    f"the output of layer {layer.name!r} ({type(layer).__name__}), in "
-                    f"head {head.name!r}"
-                )
+    for graph in (model, *layers_of(model)):
+        if isinstance(graph, keras.Model):
+            for head in graph.layers:
+                _warn_of_activation(graph, head)
+
+
+def _warn_of_activation(graph: keras.Model, head: keras.layers.Layer) -> None:
+    if not isinstance(head, CosineDense) or head.feature_signs is None:
+        return
+    layer = _activated(graph, _tensor(head, "input"))
+    if layer is not None:
+        head.feature_signs.warn(
+            f"the output of layer {layer.name!r} ({type(layer).__name__}), in head "
+            f"{head.name!r}"
+        )
 
 
 def check_logits(model: keras.Model) -> None:
@@ -151,4 +171,4 @@ def _activation_of(layer: Any) -> Any:
         return keras.activations.softmax
     if isinstance(layer, keras.layers.ReLU):
         return None if layer.negative_slope else keras.activations.relu
-    return getattr(layer, "activation", None)
+    return layer.activation if isinstance(layer, _WITH_ACTIVATION) else None

@@ -20,7 +20,8 @@ HITS = {
 
 def check_blockwise_loss(loss: Any) -> None:
     """Raises a `ValueError` unless the loss takes `Scores` that hold no logits."""
-    if loss is not None and not isinstance(loss, MarginLoss):
+    takes = isinstance(loss, MarginLoss) and loss.takes_scores
+    if loss is not None and not takes:
         raise ValueError(
             "The loss of a head with scores by blocks must be PEDCCLoss, AMSoftmaxLoss "
             f"or ArcFaceLoss. Received: loss={loss!r}. Pass one of them, or make the "

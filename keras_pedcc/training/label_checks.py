@@ -69,11 +69,15 @@ def check_labels(labels: Array, num_classes: int, what: str = "labels") -> None:
     bad, rule = _bad_soft_labels(labels) if soft else _bad_indices(labels, num_classes)
     if bad.any():
         at = int(bad.argmax())
+        more = (
+            ""
+            if soft
+            else ", make the head with another num_classes, or call "
+            "`keras_pedcc.grow_classes` if it has room for more"
+        )
         raise ValueError(
             f"The {what} must be {rule}. Received: {labels[at]} at index {at} "
-            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels, make the "
-            "head with another num_classes, or call `keras_pedcc.grow_classes` if it "
-            "has room for more."
+            f"({int(bad.sum())} of {len(bad)} are not). Correct the labels{more}."
         )
 
 

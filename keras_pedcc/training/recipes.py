@@ -78,9 +78,15 @@ def recipe(
             f"name={name!r}. Take 'trained' for accuracy, 'frozen' for features that "
             "must stay comparable, 'paper' for its results."
         )
+    if {"trainable", "frozen"} & head.keys():
+        raise ValueError(
+            "`name` decides whether the centroids are trained. Received: "
+            f"{sorted({'trainable', 'frozen'} & head.keys())} beside name={name!r}. "
+            "Leave it out, or take another recipe."
+        )
     margin, mse_weight, trained = _CONSTANTS[name]
     made = PEDCCDense(num_classes, trainable=trained, **head)
     scale = 15.0
     if name != "paper":
-        scale = max(scale, auto_scale(num_classes, margin=margin))
+        scale = max(scale, auto_scale(made.capacity, margin=margin))
     return Recipe(made, PEDCCLoss(scale, margin, mse_weight, priors=priors))
