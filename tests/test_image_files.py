@@ -114,6 +114,6 @@ def test_files_refuse_arguments():
 def test_names_are_all_different_and_may_be_numbers(tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(ValueError, match="`class_names` must be all different"):
-        ImageFiles(paths, [0, 1], size=4, class_names=[0, 1, 0])
-    files = ImageFiles(paths, [5, 3], size=4, class_names=[5, 3])
+        ImageFiles(paths, [0, 1], size=(4, 4), class_names=[0, 1, 0])
+    files = ImageFiles(paths, [5, 3], size=(4, 4), class_names=[5, 3])
     assert files.labels.tolist() == [0, 1]
