@@ -131,7 +131,8 @@ else:
     import tensorflow as tf
 
     classifier.export("digits_saved_model", verbose=False)
-    served = tf.saved_model.load("digits_saved_model").serve(x_test)
+    saved = tf.saved_model.load("digits_saved_model")  # must outlive its function
+    served = saved.serve(x_test)
     differences["SavedModel"] = np.abs(served - probabilities).max()
 
 # %%
