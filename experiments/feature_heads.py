@@ -300,11 +300,12 @@ def spread(values):
 def paired(values, others):
     """Mean of the differences of the seeds that both have, and p of the paired t-test.
 
-    `None` where fewer than two seeds are common, or all differences are equal.
+    `None` where fewer than two seeds are common, or all differences are equal, but for
+    rounding.
     """
     seeds = sorted(values.keys() & others.keys())
     differences = [values[seed] - others[seed] for seed in seeds]
-    if len(set(differences)) < 2:
+    if len(differences) < 2 or statistics.pstdev(differences) < 1e-9:
         return None
     p = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return {"mean": statistics.fmean(differences), "p": p}
