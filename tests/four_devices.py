@@ -201,7 +201,7 @@ def test_slots_are_cut_in_a_loaded_model_too(samples, tmp_path):
     model.get_layer("head").frozen = True  # a stand-in takes the centroids' place
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert not loaded.get_layer("head").trainable
+    assert not loaded.get_layer("head").trained
     slots = [v for v in loaded.optimizer.variables if v.shape == (CLASSES, DIM)]
     assert [shares(slot) for slot in slots] == 2 * [[share_of(None)] * 4]
 

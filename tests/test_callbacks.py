@@ -211,7 +211,7 @@ def test_loss_scale_factor_reaches_both_optimizers():
 def test_late_start_unfreezes_at_once():
     model = make_model()
     fit(model, 5, [FinetuneCallback(1)], initial_epoch=4)
-    assert model.get_layer("head").trainable
+    assert model.get_layer("head").trained
 
 
 def test_several_heads_and_nested_models():
@@ -229,7 +229,7 @@ def test_several_heads_and_nested_models():
     model.fit(images, labels, epochs=2, verbose=0, callbacks=[FinetuneCallback(1)])
     assert len(heads) == 2
     for head, before in zip(heads, start, strict=True):
-        assert head.trainable
+        assert head.trained
         assert np.abs(numpy_of(head.centroids) - before).max() > 1e-5
 
 
@@ -265,7 +265,7 @@ def test_epoch_none_never_unfreezes_and_branches_by_its_backup(tmp_path):
     fit(whole, 4, [FinetuneCallback(2)])
     backup = AtomicBackup(tmp_path, delete_checkpoint=False)
     fit(never, 2, [FinetuneCallback(None), backup])
-    assert not never.get_layer("head").trainable
+    assert not never.get_layer("head").trained
     fit(branch, 4, [FinetuneCallback(2), backup])
     assert_same(branch.variables, whole.variables)
 
@@ -318,7 +318,7 @@ def test_saved_model_keeps_both_optimizers(tmp_path, policy, epoch, kind):
     fit(model, 2, [callback()])
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.get_layer("head").trainable is (epoch < 2)
+    assert loaded.get_layer("head").trained is (epoch < 2)
     assert_same(model.optimizer.variables, loaded.optimizer.variables)
     for each in (model, loaded):
         fit(each, 5, [callback()], initial_epoch=2)
@@ -413,7 +413,7 @@ def test_no_warning_when_the_centroids_are_trained_already():
     model = make_model()
     model.get_layer("head").frozen = False
     fit(model, 1, [FinetuneCallback(70)])
-    assert model.get_layer("head").trainable
+    assert model.get_layer("head").trained
 
 
 class Moves(keras.callbacks.Callback):
@@ -457,7 +457,7 @@ def test_head_that_the_user_unfroze_is_trained_from_the_first_epoch(by_hand):
     moves = Moves()
     if by_hand:
         fit(model, 1, [FinetuneCallback(0)])
-        head.frozen = False
+        head.fine_tuned = False
     for _ in range(2):
         fit(model, 2, [FinetuneCallback(1), moves])
         assert moves.moved == [True, True]

@@ -96,7 +96,7 @@ def test_toggling_the_model_never_unfreezes():
     for container in (model, outer):
         container.trainable = False
         container.trainable = True
-        assert not model.layers[-1].trainable
+        assert not model.layers[-1].trained
         assert len(container.trainable_variables) == 2
 
 
@@ -112,7 +112,7 @@ def test_toggling_the_model_gives_an_unfrozen_head_back():
 def test_trainable_never_unfreezes_by_itself():
     model = model_of(PEDCCDense(3))
     model.layers[-1].trainable = True
-    assert not model.layers[-1].trainable
+    assert not model.layers[-1].trained
     assert len(model.trainable_variables) == 2
 
 
@@ -124,10 +124,10 @@ def test_frozen_and_trainable_go_in_any_order(steps):
     head.frozen = first
     model.trainable = around
     head.frozen = last
-    assert head.trainable is (around and not last)
-    assert head.centroids.trainable is head.trainable
+    assert head.trained is (around and not last)
+    assert head.centroids.trainable is head.trained
     model.trainable = True
-    assert head.trainable is (not last)
+    assert head.trained is (not last)
     assert len(model.trainable_variables) == (2 if last else 3)
 
 
@@ -162,9 +162,9 @@ def test_copies_under_any_parent_keep_what_was_asked(
     copied = copy(model, tmp_path)
     head = (copied.layers[-1] if nested else copied).layers[-1]
     assert head.frozen is frozen
-    copied.trainable = False  # TensorFlow leaves out to set what is set
+    copied.trainable = False
     copied.trainable = True
-    assert head.trainable is not frozen
+    assert head.trained is not frozen
 
 
 @pytest.mark.parametrize("copy", COPIES)
@@ -176,16 +176,16 @@ def test_flag_of_the_head_is_copied_as_that_of_any_layer(copy, frozen, flag, tmp
         layer.trainable = flag
     dense, head = copy(model, tmp_path).layers[1:]
     head.frozen = False
-    assert head.trainable is dense.trainable is flag
+    assert head.trained is dense.trainable is flag
 
 
 def test_constructor_takes_its_own_config():
     head = PEDCCDense(3, trainable=True)
     head.trainable = False
     copy = PEDCCDense(**head.get_config())
-    assert not copy.trainable
+    assert not copy.trained
     copy.trainable = True
-    assert copy.trainable
+    assert copy.trained
     assert copy.keep_mean
 
 
@@ -195,9 +195,9 @@ def test_configs_without_frozen_speak_of_the_centroids(trainable):
     del config["frozen"], config["fine_tuned"]
     config["trainable"] = trainable
     head = PEDCCDense.from_config(config)
-    assert head.trainable is trainable
+    assert head.trained is trainable
     head.frozen = False
-    assert head.trainable
+    assert head.trained
 
 
 def test_centroids_off_the_sphere_are_normalised_also_after_freezing(rng):
@@ -322,7 +322,7 @@ def test_loading_restores_the_state_without_the_generator(
     model.save(tmp_path / "model.keras")
     monkeypatch.setattr(keras_pedcc.layers.pedcc_dense, "generate_pedcc", None)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert loaded.layers[-1].trainable is unfrozen
+    assert loaded.layers[-1].trained is unfrozen
     assert loaded.layers[-1].get_config() == model.layers[-1].get_config()
     images = rng.standard_normal((5, 4))
     expected = model.predict(images, verbose=0)["logits"]

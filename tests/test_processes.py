@@ -68,7 +68,7 @@ callback = keras_pedcc.FinetuneCallback(int(sys.argv[2]))
 model.fit(data["images"], data["labels"], epochs=4, initial_epoch=2, shuffle=False,
           verbose=0, callbacks=[callback])
 np.savez(sys.argv[1] + "/loaded.npz", *model.get_weights(), logits=before["logits"],
-         trainable=model.get_layer("head").trainable)
+         trainable=model.get_layer("head").trained)
 """
 
 

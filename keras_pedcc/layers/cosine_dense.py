@@ -135,6 +135,11 @@ class CosineDense(keras.layers.Layer):
         """Whether the head returns features alone, and the loss computes the scores."""
         return self.scores != "dense"
 
+    @property
+    def trained(self) -> bool:
+        """Whether training changes the centroids."""
+        return self.trainable
+
     def _choose(self, scores: Choice | None) -> str | Blockwise:
         plain = self.return_features and not self.return_norm
         if scores is None:
@@ -218,7 +223,7 @@ class CosineDense(keras.layers.Layer):
                 features,
                 ops.convert_to_tensor(self.centroids),
                 num_classes=self.num_classes,
-                trained=self.trainable,
+                trained=self.trained,
                 number=number_of_samples(self.num_classes, self.scores.sample_rate),
                 seed=self.seed_generator,
             )
@@ -226,7 +231,7 @@ class CosineDense(keras.layers.Layer):
             features,
             self._centroids_for(training),
             num_classes=self.num_classes,
-            trained=self.trainable,
+            trained=self.trained,
             block_size=self.scores.block_size,
             training=training,
             ranked=ranked,
@@ -313,7 +318,7 @@ class CosineDense(keras.layers.Layer):
     def _logits(self, features: Tensor, training: bool | None) -> Tensor:
         centroids = self._in_use(self._centroids_for(training))
         centroids = ops.cast(centroids, features.dtype)
-        return cosines(features, centroids, self.trainable)
+        return cosines(features, centroids, self.trained)
 
     def _centroids_for(self, training: bool | None) -> Tensor:
         """The centroids as a tensor, of which the first `num_classes` are in use."""

@@ -32,7 +32,7 @@ class PEDCCDense(CosineDense):
     `keras_pedcc.FinetuneCallback` unfreezes them late in training and gives them a
     learning rate of their own. `trainable` stays Keras' flag, which models and layers
     hand down: `layer.trainable = True`, on the head or around it, never unfreezes, and
-    the centroids are trained while `trainable` is True on the head and `frozen` is
+    the centroids are `trained` while `trainable` is True on the head and `frozen` is
     False. Both survive saving and cloning, whatever is around the head. As after
     any change of `trainable`, call `compile` after setting `frozen`;
     `FinetuneCallback` needs no `compile`. The forward pass divides the centroids by
@@ -98,6 +98,7 @@ class PEDCCDense(CosineDense):
     """
 
     _frozen = True  # until the constructor says more
+    fine_tuned = False  # True where it was `FinetuneCallback` that unfroze them
     _blockwise_from = BLOCKWISE_FROM
     _source: Any  # a method of `generate_pedcc`, "saved", or an array
 
@@ -152,37 +153,29 @@ class PEDCCDense(CosineDense):
     @frozen.setter
     def frozen(self, value: bool) -> None:
         self._frozen = bool(value)
-        # True where it was `FinetuneCallback` that unfroze them.
-        self.fine_tuned = False
+        if value:
+            self.fine_tuned = False
         self._hand_down()
 
-    @property
-    def trainable(self) -> bool:
-        """Whether the centroids are trained: Keras' flag, unless they are frozen."""
-        return super().trainable and not self._frozen
-
-    @trainable.setter
+    @keras.layers.Layer.trainable.setter
     def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
         self._hand_down()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("trainable", "frozen"):
-            # On TensorFlow, Keras leaves out to set what an attribute reads as already:
-            # `trainable = False` on frozen centroids would not reach the setter.
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    @property
+    def trained(self) -> bool:
+        return self.trainable and not self.frozen
 
     def _hand_down(self) -> None:
         if self.built:
-            self.centroids.trainable = self.trainable
-            if self.trainable:
+            self.centroids.trainable = self.trained
+            if self.trained:
                 let_tapes_watch(self.centroids)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         dim = check_dim(input_shape)
         self._add_weights(dim, self._initializer(dim))
+        self.centroids.trainable = self.trained
         mark_centroids(self.centroids)
         if not isinstance(self._source, str):
             self._source = "saved"
@@ -198,7 +191,6 @@ class PEDCCDense(CosineDense):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["kernel_initializer"]
-        config["trainable"] = super().trainable
         config["frozen"] = self.frozen
         config["fine_tuned"] = self.fine_tuned
         config["seed"] = self.seed
@@ -208,7 +200,7 @@ class PEDCCDense(CosineDense):
 
     def _centroids_for(self, training: bool | None) -> Tensor:
         values = ops.convert_to_tensor(self.centroids)
-        if not self.trainable:
+        if not self.trained:
             return ops.stop_gradient(values)
         if training and self.keep_mean:
             # Of the classes in use alone: reserved rows would be moved with them.

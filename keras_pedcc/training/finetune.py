@@ -32,7 +32,8 @@ class FinetuneCallback(keras.callbacks.Callback):
     a callback unfroze in a former `fit` are frozen again until then, unless
     `initial_epoch` is past it. A head that the user unfroze (`trainable=True` in its
     constructor, or `layer.frozen = False`) is trained from the first epoch, at the
-    learning rate of the callback. A warning tells where the centroids were not
+    learning rate of the callback; so is one that a callback unfroze, after
+    `layer.fine_tuned = False`. A warning tells where the centroids were not
     trained at all: in a `fit` of fewer epochs, or one that `EarlyStopping` ended.
 
     The optimizer of the model is wrapped in a `FinetuneOptimizer` as soon as
@@ -179,7 +180,7 @@ class FinetuneCallback(keras.callbacks.Callback):
     def _trace_anew(self) -> None:
         """Has Keras trace a step anew if others are trained than in the last trace."""
         optimizer = _inner(self.model.optimizer)
-        trained = tuple(head.trainable for head in self._heads)
+        trained = tuple(head.trained for head in self._heads)
         if optimizer.traced_with != trained:
             with strategy_scope(self.model):
                 rebuild_functions(self.model)
@@ -216,7 +217,7 @@ class FinetuneCallback(keras.callbacks.Callback):
     def _check_averages(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Raises if an optimizer that averages was built with the centroids, too."""
         known = optimizer.built and optimizer.use_ema
-        unfrozen = [head.name for head in self._heads if head.trainable]
+        unfrozen = [head.name for head in self._heads if head.trained]
         if known and unfrozen:
             raise ValueError(
                 "`FinetuneCallback` needs an optimizer that does not average the "
