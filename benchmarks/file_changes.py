@@ -42,9 +42,9 @@ def calls_of(function):
 
 def model_of(**arguments):
     """A compiled model that has seen its first batch."""
-    inputs = keras.Input((16,))
-    head = keras_pedcc.PEDCCDense(12, **arguments)
-    model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(8)(inputs)))
+    inputs = keras.Input((64,))
+    head = keras_pedcc.PEDCCDense(10, **arguments)
+    model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(32)(inputs)))
     model.compile(
         "sgd", keras_pedcc.PEDCCLoss(), metrics=["accuracy"], run_eagerly=True
     )
@@ -53,7 +53,8 @@ def model_of(**arguments):
 
 def profile(model):
     """Calls in one `train_on_batch`, after one that has built everything."""
-    batch = np.ones((4, 16), "float32"), np.arange(4)
+    images = np.random.default_rng(0).standard_normal((32, 64))
+    batch = images.astype("float32"), np.arange(32) % 10
     model.train_on_batch(*batch)
     return calls_of(lambda: model.train_on_batch(*batch))
 

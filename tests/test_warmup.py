@@ -30,28 +30,19 @@ def data(rng):
     return rng.standard_normal((16, 6)).astype("float32"), np.arange(16) % 3
 
 
-def model_of(loss, rate=0.0, plain=False, **compile_arguments):
+def model_of(loss, rate=0.0, **compile_arguments):
     """A model that stands still unless it gets a rate, so that losses are known."""
     inputs = keras.Input((6,))
-    features = keras.layers.Dense(4)(inputs)
-    outputs = PEDCCDense(3, return_features=not plain)(features)
-    model = (keras.Model if plain else PEDCCModel)(inputs, outputs)
+    outputs = PEDCCDense(3)(keras.layers.Dense(4)(inputs))
+    model = PEDCCModel(inputs, outputs)
     model.compile(keras.optimizers.SGD(rate), loss, **compile_arguments)
     return model
 
 
-@pytest.mark.parametrize(
-    ("kind", "plain"),
-    [
-        (AMSoftmaxLoss, False),
-        (ArcFaceLoss, False),
-        (PEDCCLoss, False),
-        (PEDCCLoss, True),
-    ],
-)
-def test_margin_grows_by_the_epoch(data, kind, plain):
+@pytest.mark.parametrize("kind", [AMSoftmaxLoss, ArcFaceLoss, PEDCCLoss])
+def test_margin_grows_by_the_epoch(data, kind):
     x, y = data
-    model = model_of(kind(margin=0.8), plain=plain)
+    model = model_of(kind(margin=0.8))
     warmup = MarginWarmup(epochs=2, start=0.5)
     fitted = model.fit(
         x, y, epochs=4, validation_data=data, callbacks=[warmup], verbose=0
@@ -197,9 +188,10 @@ def test_warmup_refuses_models(data):
     with pytest.raises(ValueError, match="needs a loss with a margin"):
         model_of(HingeLoss()).fit(*data, callbacks=[MarginWarmup()], verbose=0)
     inputs = keras.Input((6,))
-    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    outputs = PEDCCDense(3, return_features=False)(keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, outputs)
     model.compile("sgd", AMSoftmaxLoss())
-    with pytest.raises(ValueError, match="needs a `PEDCCModel`, or a model with"):
+    with pytest.raises(ValueError, match=r"needs a `PEDCCModel`.*Functional"):
         model.fit(*data, callbacks=[MarginWarmup()], verbose=0)
 
 
@@ -212,13 +204,11 @@ def evaluated(model, data):
     return model.evaluate(*data, verbose=0)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_margin_is_full_outside_of_fit(data, plain):
-    model = model_of(AMSoftmaxLoss(margin=0.8), plain=plain)
+def test_margin_is_full_outside_of_fit(data):
+    model = model_of(AMSoftmaxLoss(margin=0.8))
     for _ in range(2):
         model.fit(*data, epochs=2, callbacks=[MarginWarmup(3)], verbose=0)
         assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
-    assert model.loss.margin_share is None
 
 
 def test_other_model_with_the_same_loss_keeps_its_margin(data):
@@ -230,18 +220,9 @@ def test_other_model_with_the_same_loss_keeps_its_margin(data):
     assert_allclose([*shares.answers, evaluated(other, data)], expected)
 
 
-def test_model_ignores_the_share_that_its_loss_carries(data):
+def test_fit_inside_of_fit_has_its_own_share(data):
     loss = AMSoftmaxLoss(margin=0.8)
-    plain, other = model_of(loss, plain=True), model_of(loss)
-    shares = Shares(MarginWarmup(3), lambda epoch: evaluated(other, data))
-    plain.fit(*data, callbacks=shares.callbacks, verbose=0)
-    assert_allclose(shares.answers, loss_with(0.8, other, data))
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_fit_inside_of_fit_has_its_own_share(data, plain):
-    loss = AMSoftmaxLoss(margin=0.8)
-    model, other = model_of(loss, plain=plain), model_of(loss, plain=plain)
+    model, other = model_of(loss), model_of(loss)
 
     def fit(epoch):
         warmup = MarginWarmup(1, start=0.25)
@@ -266,27 +247,8 @@ def test_interrupted_fit_leaves_the_margin_full(data):
     assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
 
 
-@only_once
-def test_end_of_training_by_hand_gives_a_plain_model_its_margin(data):
-    model, warmup = model_of(AMSoftmaxLoss(margin=0.8), plain=True), MarginWarmup(3)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(*data, callbacks=[warmup, Interrupt()], verbose=0)
-    warmup.on_train_end()
-    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
-
-
-@only_once
-def test_plain_model_has_its_margin_after_a_fit_that_follows_an_interrupted_one(data):
-    model = model_of(AMSoftmaxLoss(margin=0.8), plain=True)
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(*data, callbacks=[MarginWarmup(3), Interrupt()], verbose=0)
-    model.fit(*data, callbacks=[MarginWarmup(3)], verbose=0)
-    assert_allclose(evaluated(model, data), loss_with(0.8, model, data))
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_share_is_no_weight_and_is_not_logged(data, plain):
-    model = model_of(AMSoftmaxLoss(), plain=plain, metrics=["accuracy"])
+def test_share_is_no_weight_and_is_not_logged(data):
+    model = model_of(AMSoftmaxLoss(), metrics=["accuracy"])
     names = list(model.metrics_names)
 
     def ask(epoch):
@@ -358,8 +320,8 @@ class Subclassed(PEDCCModel):
 
 def nested():
     inputs = keras.Input((6,))
-    inner = keras.Sequential([keras.layers.Dense(4), Wrapped(return_features=False)])
-    return keras.Model(inputs, inner(inputs))
+    inner = keras.Sequential([keras.layers.Dense(4), Wrapped()])
+    return PEDCCModel(inputs, inner(inputs))
 
 
 @pytest.mark.parametrize("make", [Subclassed, nested])

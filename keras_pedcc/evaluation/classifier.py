@@ -190,9 +190,9 @@ def _scale_of(model: keras.Model, number: int | None) -> float:
     """The scale of the loss that a model was compiled with."""
     loss: Any = getattr(model, "loss", None)
     # Other losses may have one, too, that is not of a softmax over the classes.
-    scale = loss.scale if hasattr(loss, "constants") else None
+    scale = loss.scale if hasattr(loss, "scale_for") else None
     if scale == "auto" and number is not None:
-        return float(loss.constants(keras.KerasTensor((None, number)))[0])
+        return float(loss.scale_for(number))
     if scale in (None, "auto"):
         raise ValueError(
             "`scale` must be given where the loss of the model has none. Received: "

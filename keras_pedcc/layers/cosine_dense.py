@@ -10,7 +10,6 @@ from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
-from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
 from keras_pedcc.layers.running_norm import standardized, updated
 from keras_pedcc.layers.signs import Signs
@@ -96,6 +95,7 @@ class CosineDense(keras.layers.Layer):
     _blockwise_from = float("inf")
     # Heads whose centroids lie all around, wherever the features are, have one.
     feature_signs: Signs | None = None
+    _frozen = False
     _layout: Any  # `ClassLayout` or `None`, once the layer is built
     scores: Any  # "dense", a `Blockwise` or a `Sampled`
 
@@ -124,21 +124,17 @@ class CosineDense(keras.layers.Layer):
         self.return_features = return_features
         self.return_norm = return_norm
         self.scores = self._choose(scores)
+        # Whether the head returns features alone, and the loss computes the scores.
+        self.streams = self.scores != "dense"
         if self.streams and self.scores.sample_rate is not None:
             self.seed_generator = keras.random.SeedGenerator()
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.input_spec = keras.layers.InputSpec(ndim=2)
-        self.margin_share = MarginShare()
-
-    @property
-    def streams(self) -> bool:
-        """Whether the head returns features alone, and the loss computes the scores."""
-        return self.scores != "dense"
 
     @property
     def trained(self) -> bool:
         """Whether training changes the centroids."""
-        return self.trainable
+        return self.trainable and not self._frozen
 
     def _choose(self, scores: Choice | None) -> str | Blockwise:
         plain = self.return_features and not self.return_norm
@@ -186,10 +182,6 @@ class CosineDense(keras.layers.Layer):
     @property
     def _is_full(self) -> bool:
         return self.num_classes == self.capacity
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        return [*super().metrics, *self.margin_share.metrics]
 
     def for_loss(
         self,

@@ -162,10 +162,6 @@ class PEDCCDense(CosineDense):
         keras.layers.Layer.trainable.fset(self, value)
         self._hand_down()
 
-    @property
-    def trained(self) -> bool:
-        return self.trainable and not self.frozen
-
     def _hand_down(self) -> None:
         if self.built:
             self.centroids.trainable = self.trained

@@ -17,15 +17,9 @@ from keras_pedcc.losses.arguments import (
 )
 from keras_pedcc.losses.base import MarginLoss
 from keras_pedcc.losses.first_batch import check_cosines
-from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import (
-    Outputs,
-    check_held,
-    logits_of,
-    margin_of,
-    prepare_cosines,
-)
-from keras_pedcc.scores.protocol import Scores, Shift
+from keras_pedcc.losses.priors import Priors, shift_of
+from keras_pedcc.losses.targets import Batch, Outputs, batch_of, check_held, logits_of
+from keras_pedcc.scores.protocol import Scores
 
 _WHY = " in units of cosine: up to 2 m is taken off a cosine"
 
@@ -85,25 +79,19 @@ def adaface_loss(
     check_scale(scale)
     check_margin(margin, 1.0, _WHY)
     _check_h(h)
-    return _adaface(y_true, y_pred, scale, margin, shift_of(priors), h)
+    batch = batch_of(y_true, y_pred, scale, margin, shift_of(priors))
+    return _adaface(batch, _quality(y_pred, h, batch.scores))
 
 
-def _adaface(
-    y_true: ArrayLike,
-    y_pred: Outputs,
-    scale: float,
-    margin: Margin,
-    shift: Shift | None,
-    h: float,
-) -> Tensor:
-    scores, target, valid = prepare_cosines(y_true, y_pred)
-    margin = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
-    quality = _quality(y_pred, h, scores)
-    shift = shift_for(shift, scores)
-    loss = scores.entropy(
-        target, lambda cos: _adapted(cos, margin, quality), scale, shift
+def _adaface(batch: Batch, quality: Tensor) -> Tensor:
+    margin = ops.convert_to_tensor(batch.margin, batch.scores.dtype)
+    loss = batch.scores.entropy(
+        batch.target,
+        lambda cos: _adapted(cos, margin, quality),
+        batch.scale,
+        batch.shift,
     )
-    return nan_unless(valid, loss)
+    return nan_unless(batch.valid, loss)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -188,8 +176,9 @@ class AdaFaceLoss(MarginLoss):
 
     def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
         _norm_in(y_pred)  # tells what is missing, before the logits are taken
-        constants = self.constants(y_pred["logits"])
-        return _adaface(y_true, y_pred, *constants, self.h)
+        share = y_pred.get("margin_share")
+        batch = self.batch(y_true, y_pred["logits"], margin_share=share)
+        return _adaface(batch, _quality(y_pred, self.h, batch.scores))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "h": self.h}

@@ -1,15 +1,12 @@
 """AM-Softmax: a margin on the cosine."""
 
-from typing import Any
-
 import keras
 
 from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.losses.arguments import Margin, Scale, check_cosine_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
-from keras_pedcc.scores.protocol import Shift
+from keras_pedcc.losses.priors import Priors, shift_of
+from keras_pedcc.losses.targets import Batch, Outputs, batch_of
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -70,20 +67,13 @@ def am_softmax_loss(
     """
     check_scale(scale)
     check_cosine_margin(margin)
-    return _am_softmax(y_true, y_pred, scale, margin, shift_of(priors))
+    return _am_softmax(batch_of(y_true, y_pred, scale, margin, shift_of(priors)))
 
 
-def _am_softmax(
-    y_true: ArrayLike,
-    y_pred: Outputs,
-    scale: float,
-    margin: Margin,
-    shift: Shift | None,
-) -> Tensor:
-    scores, target, valid = prepare_cosines(y_true, y_pred)
-    margin = margin_of(margin, scores, target)
-    shift = shift_for(shift, scores)
-    return scores.additive_entropy(target, valid, scale, margin, shift=shift)
+def _am_softmax(batch: Batch) -> Tensor:
+    return batch.scores.additive_entropy(
+        batch.target, batch.valid, batch.scale, batch.margin, shift=batch.shift
+    )
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -134,5 +124,5 @@ class AMSoftmaxLoss(MarginLoss):
     def lowered(self, margin: float) -> float:
         return 1 - margin
 
-    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        return _am_softmax(y_true, y_pred, *self.constants(y_pred))
+    def of_batch(self, batch: Batch) -> Tensor:
+        return _am_softmax(batch)

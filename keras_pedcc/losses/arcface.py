@@ -1,7 +1,6 @@
 """ArcFace: a margin on the angle."""
 
 import math
-from typing import Any
 
 import keras
 from keras import ops
@@ -11,9 +10,8 @@ from keras_pedcc.common.gradients import with_gradient
 from keras_pedcc.common.vectors import nan_unless
 from keras_pedcc.losses.arguments import Margin, Scale, check_margin, check_scale
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
-from keras_pedcc.scores.protocol import Shift
+from keras_pedcc.losses.priors import Priors, shift_of
+from keras_pedcc.losses.targets import Batch, Outputs, batch_of
 
 _ANGLES = " radians: above pi the loss would not grow with the angle"
 
@@ -72,21 +70,15 @@ def arcface_loss(
     """
     check_scale(scale)
     check_margin(margin, math.pi, _ANGLES)
-    return _arcface(y_true, y_pred, scale, margin, shift_of(priors))
+    return _arcface(batch_of(y_true, y_pred, scale, margin, shift_of(priors)))
 
 
-def _arcface(
-    y_true: ArrayLike,
-    y_pred: Outputs,
-    scale: float,
-    margin: Margin,
-    shift: Shift | None,
-) -> Tensor:
-    scores, target, valid = prepare_cosines(y_true, y_pred)
-    angle = ops.convert_to_tensor(margin_of(margin, scores, target), scores.dtype)
-    shift = shift_for(shift, scores)
-    loss = scores.entropy(target, lambda cos: turned(cos, angle), scale, shift)
-    return nan_unless(valid, loss)
+def _arcface(batch: Batch) -> Tensor:
+    angle = ops.convert_to_tensor(batch.margin, batch.scores.dtype)
+    loss = batch.scores.entropy(
+        batch.target, lambda cos: turned(cos, angle), batch.scale, batch.shift
+    )
+    return nan_unless(batch.valid, loss)
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -139,8 +131,8 @@ class ArcFaceLoss(MarginLoss):
     def lowered(self, margin: float) -> float:
         return math.cos(margin)
 
-    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        return _arcface(y_true, y_pred, *self.constants(y_pred))
+    def of_batch(self, batch: Batch) -> Tensor:
+        return _arcface(batch)
 
 
 def turned(cosines: Tensor, margin: Tensor) -> Tensor:

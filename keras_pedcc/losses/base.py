@@ -1,8 +1,5 @@
 """The base of the losses of cosines with a scale and a margin."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -20,29 +17,12 @@ from keras_pedcc.losses.arguments import (
 from keras_pedcc.losses.first_batch import check_cosines
 from keras_pedcc.losses.priors import Priors, check_priors, shift_of
 from keras_pedcc.losses.scale import check_scale_or_auto, scale_of
-from keras_pedcc.losses.targets import Outputs, logits_of
+from keras_pedcc.losses.targets import Batch, Outputs, batch_of, logits_of
 from keras_pedcc.scores.protocol import Scores, Shift
-
-# Of the model whose loss is computed, in this thread: replicas have one each.
-_SHARE: contextvars.ContextVar[Any] = contextvars.ContextVar("share of the margin")
-
-
-@contextlib.contextmanager
-def margin_share(share: keras.Variable | None) -> Iterator[None]:
-    """Sets the share of the margin for the losses computed inside the context.
-
-    `None` is the full margin. The share overrides `loss.margin_share`, because several
-    models may use one loss.
-    """
-    token = _SHARE.set(share)
-    try:
-        yield
-    finally:
-        _SHARE.reset(token)
 
 
 class MarginLoss(keras.losses.Loss):
-    """A loss of cosines with a scale s and a margin m; subclasses have the formula.
+    """A loss of cosines with a scale s and a margin m; subclasses have `of_batch`.
 
     Args:
         scale: Positive float, or `"auto"`.
@@ -53,7 +33,6 @@ class MarginLoss(keras.losses.Loss):
         dtype: `"float32"` or `"float64"`.
     """
 
-    margin_share: keras.Variable | None
     _largest: Any  # float, that of the class with the largest margin
     _constant: Any  # float, or tensor with one for each class
     _scales: dict[int | None, float]
@@ -74,15 +53,9 @@ class MarginLoss(keras.losses.Loss):
         self._priors = None if priors is None else check_priors(priors).tolist()
         self._shift = self._made_shift()
         self._checked = False  # the first logits
-        self.margin_share = None  # what `MarginWarmup` gives it, see `margin_share`
 
-    # Whether the scores may be computed by parts.
-    takes_scores = True
-
-    @property
-    def weights_inside(self) -> bool:
-        """Whether `call` takes the sample weights."""
-        return False
+    takes_scores = True  # whether they may be computed by parts
+    weights_inside = False  # whether the formula takes the sample weights
 
     @property
     def scale(self) -> Scale:
@@ -127,19 +100,51 @@ class MarginLoss(keras.losses.Loss):
     ) -> Tensor:
         logits = logits_of(y_pred)
         held = not isinstance(logits, Scores)
-        # Of `Scores`, Keras could make no tensor: `_OfScores` leaves them out.
-        y_pred = ops.convert_to_tensor(logits if held else y_true)
-        if held and not self._checked:
-            self._checked = check_cosines(y_pred)
+        more = {}  # that the formula takes
+        if isinstance(y_pred, dict) and "margin_share" in y_pred:
+            more["margin_share"] = y_pred["margin_share"]
         if self.weights_inside and sample_weight is not None:
-            y_pred, sample_weight = (y_pred, sample_weight), None
-        if held:
-            return super().__call__(y_true, y_pred, sample_weight)
-        return _OfScores(self, logits)(y_true, y_pred, sample_weight)
+            more["weight"], sample_weight = sample_weight, None
+        if not held:
+            # Keras could make no tensor of them.
+            return _OfScores(self, logits)(y_true, more or y_true, sample_weight)
+        logits = ops.convert_to_tensor(logits)
+        if not self._checked:
+            self._checked = check_cosines(logits)
+        y_pred = {"logits": logits, **more} if more else logits
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
         own = {"scale": self.scale, "margin": self.margin, "priors": self.priors}
         return {**super().get_config(), **own, "dtype": self.dtype}
+
+    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
+        given = y_pred if isinstance(y_pred, dict) else {"logits": y_pred}
+        return self.of_batch(self.batch(y_true, **given))
+
+    def batch(
+        self,
+        y_true: ArrayLike,
+        logits: Any,
+        weight: ArrayLike | None = None,
+        margin_share: Tensor | None = None,
+    ) -> Batch:
+        """The batch as the formula takes it, with the constants of this loss."""
+        scale = self.scale_for(logits.shape[1] if len(logits.shape) == 2 else None)
+        margin = self._constant
+        if margin_share is not None:  # of a `MarginWarmup`
+            margin = margin_share * ops.cast(margin, margin_share.dtype)
+        return batch_of(y_true, logits, scale, margin, self._shift, weight)
+
+    def scale_for(self, num_classes: int | None) -> float:
+        """The scale with so many classes; `None` where their number is not known."""
+        if num_classes not in self._scales:  # warns, and only once
+            self._scales[num_classes] = scale_of(self, num_classes, self._largest)
+        return self._scales[num_classes]
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """The loss of each sample, shape `(batch,)`: the formula."""
+        raise NotImplementedError
 
     def check_margin(self, margin: Margin) -> None:
         """Raises unless the margin is in range."""
@@ -148,18 +153,6 @@ class MarginLoss(keras.losses.Loss):
     def lowered(self, margin: float) -> float:
         """The score of a sample on its centroid, after the margin is applied."""
         raise NotImplementedError
-
-    def constants(self, logits: Tensor) -> tuple[float, float | Tensor, Shift | None]:
-        """Scale, margin and shift for these logits."""
-        number = logits.shape[1] if len(logits.shape) == 2 else None
-        if number not in self._scales:  # warns, and only once
-            self._scales[number] = scale_of(self, number, self._largest)
-        share = _SHARE.get(self.margin_share)
-        if share is None:
-            return self._scales[number], self._constant, self._shift
-        share = ops.convert_to_tensor(share)
-        margin = share * ops.cast(self._constant, share.dtype)
-        return self._scales[number], margin, self._shift
 
 
 class _OfScores(keras.losses.Loss):
@@ -170,6 +163,5 @@ class _OfScores(keras.losses.Loss):
         self.loss, self.scores = loss, scores
 
     def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        if isinstance(y_pred, tuple):
-            return self.loss.call(y_true, (self.scores, *y_pred[1:]))
-        return self.loss.call(y_true, self.scores)
+        more = y_pred if isinstance(y_pred, dict) else {}
+        return self.loss.call(y_true, {"logits": self.scores, **more})

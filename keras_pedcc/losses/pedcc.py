@@ -18,9 +18,8 @@ from keras_pedcc.losses.arguments import (
     weighted,
 )
 from keras_pedcc.losses.base import MarginLoss
-from keras_pedcc.losses.priors import Priors, shift_for, shift_of
-from keras_pedcc.losses.targets import Outputs, margin_of, prepare_cosines
-from keras_pedcc.scores.protocol import Shift
+from keras_pedcc.losses.priors import Priors, shift_of
+from keras_pedcc.losses.targets import Batch, Outputs, batch_of, prepare
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -41,8 +40,8 @@ def centroid_distance(y_true: ArrayLike, y_pred: Outputs) -> Tensor:
 
     Reference: Zhu et al., IEEE Access 2020, eq. 9.
     """
-    scores, target, valid = prepare_cosines(y_true, y_pred)
-    return nan_unless(valid, scores.distance(target))
+    scores, target, valid = prepare(y_true, y_pred)
+    return nan_unless(scores.only_cosines(valid), scores.distance(target))
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -98,32 +97,22 @@ def pedcc_loss(
     Reference: Zhu et al., IEEE Access 2020, eq. 10.
     """
     check_constants(scale, margin, mse_weight, mse_root)
-    constants = scale, margin, shift_of(priors), mse_weight, mse_root
-    return _pedcc(y_true, y_pred, *constants, sample_weight)
+    shift = shift_of(priors)
+    batch = batch_of(y_true, y_pred, scale, margin, shift, sample_weight)
+    return _pedcc(batch, mse_weight, mse_root)
 
 
-def _pedcc(
-    y_true: ArrayLike,
-    y_pred: Outputs,
-    scale: float,
-    margin: Margin,
-    shift: Shift | None,
-    mse_weight: float,
-    mse_root: int,
-    sample_weight: ArrayLike | None,
-) -> Tensor:
-    scores, target, valid = prepare_cosines(y_true, y_pred)
-    margin = margin_of(margin, scores, target)
+def _pedcc(batch: Batch, mse_weight: float, mse_root: int) -> Tensor:
+    scores, target, valid, scale, margin, shift, weight = batch
     # Without a root both terms are a sum over samples, and one pass gives both.
     inside = mse_weight if mse_root == 1 else 0.0
-    shift = shift_for(shift, scores)
     loss = scores.additive_entropy(target, valid, scale, margin, inside, shift)
-    if sample_weight is not None:
-        loss = weighted(loss, sample_weight)
+    if weight is not None:
+        loss = weighted(loss, weight)
     if mse_root == 1:
         return loss
     distance = nan_unless(valid, scores.distance(target))
-    mean = _mean_over_replicas(weighted(distance, sample_weight))
+    mean = _mean_over_replicas(weighted(distance, weight))
     return loss + mse_weight * _root(mean, mse_root)
 
 
@@ -215,11 +204,8 @@ class PEDCCLoss(MarginLoss):
     def mse_root(self, mse_root: int) -> None:
         check_constants(1.0, 0.0, 0.0, mse_root)
         self._mse_root = int(mse_root)
-
-    @property
-    def weights_inside(self) -> bool:
         # Under the root, where Keras would not put them.
-        return self.mse_root > 1
+        self.weights_inside = self._mse_root > 1
 
     def check_margin(self, margin: Margin) -> None:
         check_cosine_margin(margin)
@@ -227,11 +213,8 @@ class PEDCCLoss(MarginLoss):
     def lowered(self, margin: float) -> float:
         return 1 - margin
 
-    def call(self, y_true: ArrayLike, y_pred: Any) -> Tensor:
-        y_pred, weight = y_pred if isinstance(y_pred, tuple) else (y_pred, None)
-        constants = self.constants(y_pred)
-        mse = self.mse_weight, self.mse_root
-        return _pedcc(y_true, y_pred, *constants, *mse, weight)
+    def of_batch(self, batch: Batch) -> Tensor:
+        return _pedcc(batch, self.mse_weight, self.mse_root)
 
     def get_config(self) -> dict[str, Any]:
         own = {"mse_weight": self.mse_weight, "mse_root": self.mse_root}

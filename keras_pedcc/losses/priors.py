@@ -127,10 +127,8 @@ def shift_of(priors: Priors | None) -> Shift | None:
     return Shift(logs - (high + low) / 2, high - low)
 
 
-def shift_for(shift: Shift | None, scores: Scores) -> Shift | None:
+def shift_for(shift: Shift, scores: Scores) -> Shift:
     """The shift as a tensor in the dtype of the scores; raises unless it fits them."""
-    if shift is None:
-        return None
     number = len(shift.values)
     if number != scores.shape[1]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Labels and scores as a loss gets them: one form for all."""
 
 import numbers
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from keras import ops
 
@@ -9,11 +9,51 @@ from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.checks import narrow_labels
 from keras_pedcc.common.vectors import are_distributions
 from keras_pedcc.losses.arguments import Margin
+from keras_pedcc.losses.priors import shift_for
 from keras_pedcc.scores.dense import DenseScores
-from keras_pedcc.scores.protocol import Scores
+from keras_pedcc.scores.protocol import Scores, Shift
 
 # What a head returns, or its logits alone.
 Outputs: TypeAlias = dict[str, Any] | ArrayLike
+
+
+class Batch(NamedTuple):
+    """What the formula of a loss of cosines takes.
+
+    Attributes:
+        scores: `Scores` of the batch.
+        target: See `prepare`.
+        valid: Which samples have a valid label and cosines as logits, shape `(batch,)`.
+        scale: Positive float.
+        margin: See `margin_of`.
+        shift: `Shift` that fits the scores, or `None`.
+        weight: Sample weights, where the formula takes them, or `None`.
+    """
+
+    scores: Scores
+    target: Tensor
+    valid: Tensor
+    scale: float
+    margin: float | Tensor
+    shift: Shift | None
+    weight: ArrayLike | None = None
+
+
+def batch_of(
+    y_true: ArrayLike,
+    y_pred: Outputs,
+    scale: float,
+    margin: Margin,
+    shift: Shift | None,
+    weight: ArrayLike | None = None,
+) -> Batch:
+    """The `Batch` of labels, what a head returns, and the constants of a loss."""
+    scores, target, valid = prepare(y_true, y_pred)
+    margin = margin_of(margin, scores, target)
+    if shift is not None:
+        shift = shift_for(shift, scores)
+    valid = scores.only_cosines(valid)
+    return Batch(scores, target, valid, scale, margin, shift, weight)
 
 
 def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]:
@@ -23,7 +63,9 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
     scores = scores_of(y_pred)
-    labels = ops.convert_to_tensor(narrow_labels(y_true))
+    if not ops.is_tensor(y_true):
+        y_true = narrow_labels(y_true)
+    labels = ops.convert_to_tensor(y_true)
     _check_shapes(labels, scores)
     num_classes = scores.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
@@ -35,14 +77,6 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     index = ops.cast(labels, "int32") % num_classes
     # Only a valid label survives the round trip through the class index.
     return scores, index, ops.equal(ops.cast(index, labels.dtype), labels)
-
-
-def prepare_cosines(
-    y_true: ArrayLike, y_pred: Outputs
-) -> tuple[Scores, Tensor, Tensor]:
-    """`prepare` for a loss of cosines: samples with other logits are not valid."""
-    scores, target, valid = prepare(y_true, y_pred)
-    return scores, target, scores.only_cosines(valid)
 
 
 def scores_of(y_pred: Outputs) -> Scores:

@@ -32,20 +32,6 @@ _FUNCTIONS_OF_PROBABILITIES = (
 )
 
 
-@keras.saving.register_keras_serializable("keras_pedcc")
-class ComputedLoss(keras.losses.Loss):
-    """Hands on the loss that `PEDCCModel.compute_loss` has computed over the dict.
-
-    Keras compiles it in the place of the user's loss, which it would apply to each
-    output with a label for each.
-    """
-
-    def __call__(
-        self, y_true: Any, y_pred: Tensor, sample_weight: Any = None
-    ) -> Tensor:
-        return y_pred
-
-
 class FunctionLoss(keras.losses.Loss):
     """A function of labels and outputs, reduced and weighted as Keras does.
 

@@ -16,6 +16,7 @@ from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.training.activations import warn_of_activations
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
+from keras_pedcc.training.tracing import trace_anew
 
 
 class FinetuneCallback(keras.callbacks.Callback):
@@ -134,7 +135,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         else:
             for head in waiting:
                 head.frozen = True
-        self._trace_anew()
+        self._trace_if_changed()
 
     def on_train_end(self, logs: Logs = None) -> None:
         ended, epochs = self._last_epoch, (self.params or {}).get("epochs")
@@ -177,13 +178,13 @@ class FinetuneCallback(keras.callbacks.Callback):
             stacklevel=4,
         )
 
-    def _trace_anew(self) -> None:
+    def _trace_if_changed(self) -> None:
         """Has Keras trace a step anew if others are trained than in the last trace."""
         optimizer = _inner(self.model.optimizer)
         trained = tuple(head.trained for head in self._heads)
         if optimizer.traced_with != trained:
             with strategy_scope(self.model):
-                rebuild_functions(self.model)
+                trace_anew(self.model)
             optimizer.traced_with = trained
 
     def _wrap_optimizer(self) -> None:
@@ -197,7 +198,7 @@ class FinetuneCallback(keras.callbacks.Callback):
         if inner is not outer:
             wrapped = _with_loss_scale(outer, wrapped)
         set_optimizer(self.model, wrapped)
-        rebuild_functions(self.model)
+        trace_anew(self.model)
 
     def _wrapped(
         self, inner: keras.optimizers.Optimizer, centroids: list[keras.Variable]
@@ -283,13 +284,6 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> None:
             "`optimizer` must have a learning rate of its own. Received: optimizer="
             f"{optimizer!r}. Pass a plain one, such as keras.optimizers.Adam(1e-3)."
         )
-
-
-def rebuild_functions(model: keras.Model) -> None:
-    """Makes Keras trace anew: a traced function keeps what it was traced with."""
-    for name in ("train", "test", "predict"):
-        if getattr(model, f"{name}_function") is not None:
-            getattr(model, f"make_{name}_function")(force=True)
 
 
 def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

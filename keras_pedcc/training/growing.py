@@ -6,7 +6,7 @@ from keras_pedcc.common.replicas import strategy_scope
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.heads import heads_of
-from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.training.tracing import trace_anew
 
 
 def grow_classes(model: keras.Model, num_classes: int) -> None:
@@ -53,7 +53,7 @@ def grow_classes(model: keras.Model, num_classes: int) -> None:
     for head in sorted(heads, key=lambda head: head.capacity):
         head.grow(num_classes)
     with strategy_scope(model):
-        rebuild_functions(model)
+        trace_anew(model)
 
 
 def _own_heads(model: keras.Model) -> list[CosineDense]:

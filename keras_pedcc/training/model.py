@@ -2,19 +2,17 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_pedcc.common import Logs, Tensor
+from keras_pedcc.common import Tensor
 from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.heads import heads_of
-from keras_pedcc.layers.margin_share import MarginShare
-from keras_pedcc.losses.base import margin_share
 from keras_pedcc.training.activations import check_logits, warn_of_activations
 from keras_pedcc.training.blockwise_loss import (
     Hits,
@@ -23,12 +21,7 @@ from keras_pedcc.training.blockwise_loss import (
     refuse_weighted,
     split_metrics,
 )
-from keras_pedcc.training.compiled_loss import (
-    ComputedLoss,
-    check_one_loss,
-    resolve_loss,
-)
-from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.training.compiled_loss import check_one_loss, resolve_loss
 from keras_pedcc.training.functional import functional_kind, takes_graph
 from keras_pedcc.training.kept_weights import kept_in_evaluate, kept_in_fit
 from keras_pedcc.training.label_checks import (
@@ -37,6 +30,9 @@ from keras_pedcc.training.label_checks import (
     checked,
     count_of,
 )
+from keras_pedcc.training.margin_share import MarginShare
+from keras_pedcc.training.nan_warning import with_nan_warning
+from keras_pedcc.training.tracing import trace_anew
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")
@@ -169,8 +165,10 @@ class PEDCCModel(keras.Model):
             self._for_loss = self._find_for_loss()
             warn_of_activations(self)
         outputs = self._for_loss(y_pred, training, self._hits.ranked)
-        with margin_share(self.margin_share.value):
-            loss = self._loss_of_outputs(y, outputs, sample_weight)
+        if self.margin_share.value is not None:
+            share = ops.convert_to_tensor(self.margin_share.value)
+            outputs = {**outputs, "margin_share": share}
+        loss = self._loss_of_outputs(y, outputs, sample_weight)
         if self._streams:
             self._hits.update(outputs["logits"].rank)
         # Keras adds the losses of layers, as each replica needs them.
@@ -242,7 +240,7 @@ class PEDCCModel(keras.Model):
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """Trains the model; arguments as in `keras.Model.fit`."""
-        callbacks = _with_nan_warning(callbacks)
+        callbacks = with_nan_warning(callbacks)
         validation = (validation_split, self._checked_validation(validation_data))
         data = (self._checked(x, y), y, batch_size)
         try:
@@ -271,7 +269,7 @@ class PEDCCModel(keras.Model):
         """Resets the share of the margin after a `fit` that was interrupted."""
         if self.margin_share.value is not None:
             self.margin_share.stop()
-            rebuild_functions(self)
+            trace_anew(self)
 
     def _checked_validation(self, data: Any) -> Any:
         if not isinstance(data, list | tuple):
@@ -329,30 +327,18 @@ class PEDCCModel(keras.Model):
         return found[0] if found else None
 
 
-class _NaNWarning(keras.callbacks.Callback):
-    """Names the causes of a loss of NaN, once, where a graph can only compute it."""
+@keras.saving.register_keras_serializable("keras_pedcc")
+class ComputedLoss(keras.losses.Loss):
+    """Hands on the loss that `PEDCCModel.compute_loss` has computed over the dict.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.warned = False
+    Keras compiles it in the place of the user's loss, which it would apply to each
+    output with a label for each.
+    """
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if loss == loss or self.warned:  # NaN alone differs from itself
-            return
-        self.warned = True
-        warnings.warn(
-            f"The loss should be a number. Received: loss=nan in epoch {epoch + 1}. A "
-            "label that is no class gives NaN, and so do NaN inputs and training that "
-            "diverges: check the data set, then lower the learning rate.",
-            stacklevel=2,
-        )
-
-
-def _with_nan_warning(callbacks: Any) -> Any:
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return callbacks
-    return [*keras.tree.flatten(callbacks or []), _NaNWarning()]
+    def __call__(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Any = None
+    ) -> Tensor:
+        return y_pred
 
 
 def _check_one_label(y: Any) -> None:

@@ -1,18 +1,15 @@
 """A margin that grows in the first epochs of training."""
 
-from typing import Any
-
 import keras
 
 from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.replicas import strategy_scope
-from keras_pedcc.common.sublayers import layers_of
-from keras_pedcc.layers.cosine_dense import CosineDense
-from keras_pedcc.layers.margin_share import MarginShare
 from keras_pedcc.losses.arguments import check_range
-from keras_pedcc.training.finetune import rebuild_functions
+from keras_pedcc.losses.base import MarginLoss
+from keras_pedcc.training.margin_share import MarginShare
 from keras_pedcc.training.model import PEDCCModel
+from keras_pedcc.training.tracing import trace_anew
 
 
 class MarginWarmup(keras.callbacks.Callback):
@@ -31,11 +28,6 @@ class MarginWarmup(keras.callbacks.Callback):
     margin is full. It is no weight, so that `EarlyStopping(restore_best_weights=True)`
     and `set_weights` do not touch it. A training step is traced once for all epochs.
 
-    In a model that is not a `PEDCCModel` the loss itself carries the share during
-    `fit`: no other such model may use the same loss object meanwhile. After a `fit`
-    that was interrupted there, by Ctrl+C or an error, call `on_train_end()` of the
-    callback, or compile the model with a new loss.
-
     Args:
         epochs: int, at least 1. Epochs before the margin is full. Defaults to 10.
         start: Float in [0, 1]. The share of the margin in epoch 0. Defaults to 0.
@@ -45,8 +37,8 @@ class MarginWarmup(keras.callbacks.Callback):
 
     Raises:
         TypeError: `epochs` is not a whole number.
-        ValueError: `epochs` or `start` is out of range; in `fit`, the loss or the
-            head of the model is none of those above, or there are two of these
+        ValueError: `epochs` or `start` is out of range; in `fit`, the model is no
+            `PEDCCModel`, its loss none of those above, or there are two of these
             callbacks.
 
     Example:
@@ -60,8 +52,6 @@ class MarginWarmup(keras.callbacks.Callback):
     1 0.5
     2 1.0
     """
-
-    _holder: Any  # `MarginShare`
 
     def __init__(self, epochs: int = 10, start: float = 0.0) -> None:
         super().__init__()
@@ -77,20 +67,15 @@ class MarginWarmup(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        holder = _holder_of(self.model)
-        if holder is not None:
-            holder.callback = self  # the last of several
+        if isinstance(self.model, PEDCCModel):
+            self._holder = self.model.margin_share
+            self._holder.callback = self  # the last of several
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._check()
-        self._holder, loss = _holder_of(self.model), self.model.loss
-        # That of a `fit` around this one, and not of one interrupted before.
-        interrupted = loss.margin_share is self._holder.value
-        self._carried = None if interrupted else loss.margin_share
         with strategy_scope(self.model):
             self._holder.start()
-            rebuild_functions(self.model)
-        self._carry(self._holder.value)
+            trace_anew(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         grown = min(1.0, epoch / self.epochs)
@@ -98,17 +83,17 @@ class MarginWarmup(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Logs = None) -> None:
         self._holder.stop()
-        self._carry(self._carried)
         with strategy_scope(self.model):
-            rebuild_functions(self.model)
-
-    def _carry(self, share: keras.Variable | None) -> None:
-        # A `PEDCCModel` hands its own share to its loss.
-        if not isinstance(self.model, PEDCCModel):
-            self.model.loss.margin_share = share
+            trace_anew(self.model)
 
     def _check(self) -> None:
-        if not hasattr(self.model.loss, "margin_share"):
+        if not isinstance(self.model, PEDCCModel):
+            raise ValueError(
+                "`MarginWarmup` needs a `PEDCCModel`, which holds the share of the "
+                f"margin. Received: {type(self.model).__name__} {self.model.name!r}. "
+                "Make the model with `PEDCCModel`, or leave the callback out."
+            )
+        if not isinstance(self.model.loss, MarginLoss):
             raise ValueError(
                 "`MarginWarmup` needs a loss with a margin that may be any number: "
                 "`PEDCCLoss`, `AMSoftmaxLoss`, `ArcFaceLoss` or `AdaFaceLoss`. "
@@ -116,23 +101,8 @@ class MarginWarmup(keras.callbacks.Callback):
                 f"{self.model.loss!r}. Pass one to `compile`, or leave the callback "
                 "out."
             )
-        holder = _holder_of(self.model)
-        if holder is None:
-            raise ValueError(
-                "`MarginWarmup` needs a `PEDCCModel`, or a model with a `PEDCCDense` "
-                f"or `CosineDense` layer. Received: model {self.model.name!r} without "
-                "one. Add the layer, or leave the callback out."
-            )
-        if holder.callback is not self:
+        if self._holder.callback is not self:
             raise ValueError(
                 "`fit` takes one `MarginWarmup`. Received: a second one, with epochs="
-                f"{holder.callback.epochs}. Leave one out."
+                f"{self._holder.callback.epochs}. Leave one out."
             )
-
-
-def _holder_of(model: keras.Model) -> MarginShare | None:
-    """Where a model has the share of its margin, or `None`."""
-    if isinstance(model, PEDCCModel):
-        return model.margin_share
-    heads = [layer for layer in layers_of(model) if isinstance(layer, CosineDense)]
-    return heads[0].margin_share if heads else None
