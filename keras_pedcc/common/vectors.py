@@ -133,6 +133,23 @@ def filled(values: Tensor, where: Tensor, number: float) -> Tensor:
     return ops.where(where, number, values)
 
 
+def entries(rows: Tensor, index: Tensor) -> Tensor:
+    """The entry at `index` of each row, shape `(batch, 1)`."""
+    if keras.backend.backend() == "torch":
+        return rows.gather(1, index.long()[:, None])
+    return ops.take_along_axis(rows, index[:, None], axis=1)
+
+
+def with_entries(rows: Tensor, index: Tensor, values: Tensor | float) -> Tensor:
+    """The rows with `values`, a number or shape `(batch, 1)`, at `index` of each."""
+    if keras.backend.backend() == "torch":
+        return rows.scatter(1, index.long()[:, None], values)
+    number = ops.arange(ops.shape(rows)[0], dtype=index.dtype)
+    if isinstance(values, float):
+        values = ops.full_like(rows[:, :1], values)
+    return ops.scatter_update(rows, ops.stack([number, index], axis=1), values[:, 0])
+
+
 def are_distributions(rows: Tensor) -> Tensor:
     """Which rows are no less than 0 and sum to 1, within `SUM_TOLERANCE`."""
     sums = ops.abs(ops.sum(rows, axis=1) - 1) <= SUM_TOLERANCE
@@ -141,7 +158,7 @@ def are_distributions(rows: Tensor) -> Tensor:
 
 def nan_unless(valid: Tensor, values: Tensor) -> Tensor:
     """`values`, with NaN where `valid` is false."""
-    return filled(values, ops.logical_not(valid), np.nan)
+    return filled(values, ~valid, np.nan)
 
 
 def one_hot(index: Tensor, number: int, dtype: str) -> Tensor:

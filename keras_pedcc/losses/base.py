@@ -108,7 +108,8 @@ class MarginLoss(keras.losses.Loss):
         if not held:
             # Keras could make no tensor of them.
             return _OfScores(self, logits)(y_true, more or y_true, sample_weight)
-        logits = ops.convert_to_tensor(logits)
+        if not ops.is_tensor(logits):
+            logits = ops.convert_to_tensor(logits)
         if not self._checked:
             self._checked = check_cosines(logits)
         y_pred = {"logits": logits, **more} if more else logits

@@ -63,9 +63,9 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
     scores = scores_of(y_pred)
-    if not ops.is_tensor(y_true):
-        y_true = narrow_labels(y_true)
-    labels = ops.convert_to_tensor(y_true)
+    labels: Tensor = y_true
+    if not ops.is_tensor(labels):
+        labels = ops.convert_to_tensor(narrow_labels(y_true))
     _check_shapes(labels, scores)
     num_classes = scores.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:
@@ -73,10 +73,10 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
         target = ops.cast(labels, scores.dtype)
         return scores, target, are_distributions(target)
     if len(labels.shape) == 2:
-        labels = ops.reshape(labels, (-1,))
+        labels = labels[:, 0]
     index = ops.cast(labels, "int32") % num_classes
     # Only a valid label survives the round trip through the class index.
-    return scores, index, ops.equal(ops.cast(index, labels.dtype), labels)
+    return scores, index, ops.cast(index, labels.dtype) == labels
 
 
 def scores_of(y_pred: Outputs) -> Scores:

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_pedcc.common import ArrayLike, Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
-from keras_pedcc.common.vectors import filled, nan_unless
+from keras_pedcc.common.vectors import entries, filled, nan_unless, with_entries
 from keras_pedcc.scores.protocol import Lower, Scores, Shift
 
 # Cosines of short floats, and of the TF32 of GPUs, are rounded by less than 0.01.
@@ -24,35 +24,36 @@ class DenseScores(Scores):
     would cancel.
 
     Args:
-        values: Array or tensor, shape `(batch, num_classes)`. Computes in float64 if it
+        logits: Array or tensor, shape `(batch, num_classes)`. Computes in float64 if it
             is of that dtype, else in float32.
     """
 
     takes_soft_labels = True
 
-    def __init__(self, values: ArrayLike) -> None:
-        values = ops.convert_to_tensor(values)
-        if keras.backend.standardize_dtype(values.dtype) != "float64":
-            values = ops.cast(values, "float32")
+    def __init__(self, logits: ArrayLike) -> None:
+        values: Tensor = logits
+        if not ops.is_tensor(values):
+            values = ops.convert_to_tensor(logits)
+        self.dtype = keras.backend.standardize_dtype(values.dtype)
+        if self.dtype not in ("float32", "float64"):
+            self.dtype = "float32"
+            values = ops.cast(values, self.dtype)
         self._values = values
         self.shape = values.shape
-        self.dtype = keras.backend.standardize_dtype(values.dtype)
 
     @property
     def logits(self) -> Tensor:
         return self._values
 
     def only_cosines(self, valid: Tensor) -> Tensor:
-        values = ops.stop_gradient(self._values)
         # Two reductions: the absolute values would be one more array of that size.
-        most, least = ops.max(values, axis=1), ops.min(values, axis=1)
-        inside = ops.logical_and(most <= LARGEST_COSINE, least >= -LARGEST_COSINE)
-        return ops.logical_and(valid, inside)
+        least, most = _least_and_most(ops.stop_gradient(self._values))
+        return valid & (most <= LARGEST_COSINE) & (least >= -LARGEST_COSINE)
 
     def own(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
             return ops.sum(target * self._values, axis=1)
-        return ops.take_along_axis(self._values, target[:, None], axis=1)[:, 0]
+        return entries(self._values, target)[:, 0]
 
     def distance(self, target: Tensor) -> Tensor:
         if len(target.shape) == 2:
@@ -74,8 +75,8 @@ class DenseScores(Scores):
                 scores = scores + shift.values
             return _soft_entropy(scores, target)
         index = target[:, None]
-        own = lower(ops.take_along_axis(values, index, axis=1))
-        itself = ops.equal(ops.arange(self.shape[1], dtype=index.dtype), index)
+        own = lower(entries(values, target))
+        itself = ops.arange(self.shape[1], dtype=index.dtype) == index
         others = filled(scale * values, itself, -np.inf)
         own = _own_scale(scale, index) * own
         if shift is not None:
@@ -152,34 +153,43 @@ def _additive_entropy(
     one_margin, shifted = isinstance(margin, numbers.Real), shift is not None
 
     def loss(
-        logits: Tensor, at: Tensor, valid: Tensor, *constants: Tensor
+        logits: Tensor, index: Tensor, valid: Tensor, *constants: Tensor
     ) -> tuple[Tensor, Tensors]:
-        own = ops.take_along_axis(logits, at[:, 1:], axis=1)
-        own = nan_unless(ops.expand_dims(valid, 1), own)
-        others = ops.scatter_update(logits, at, -np.inf * ops.ones_like(own[:, 0]))
+        own = nan_unless(valid[:, None], entries(logits, index))
+        others = with_entries(logits, index, -np.inf)
         lowered = own - (margin if one_margin else constants[0])
         if shifted:
             # In units of cosine: the gradient is the same, given the powers.
             others = others + constants[-1]
-            lowered = lowered + ops.take(constants[-1], at[:, 1:])
+            lowered = lowered + ops.take(constants[-1], index[:, None])
         value, *powers = powers_of(others, lowered, scale)
-        return (value + mse_weight * (1 - own))[:, 0], tuple(powers)
+        if mse_weight:
+            value = value + mse_weight * (1 - own)
+        return value[:, 0], tuple(powers)
 
     def slopes(tensors: Tensors, residuals: Tensors, upstream: Tensor) -> Tensors:
         powers, inverse, total = residuals
-        upstream = ops.expand_dims(upstream, 1)
+        upstream = upstream[:, None]
         rate = scale * upstream * inverse
-        at_own = -(rate * total + upstream * mse_weight)[:, 0]
-        slope = ops.scatter_update(powers * rate, tensors[1], at_own)
+        at_own = -rate * total
+        if mse_weight:
+            at_own = at_own - mse_weight * upstream
+        slope = with_entries(powers * rate, tensors[1], at_own)
         return (slope, *[None] * (len(tensors) - 1))
 
-    rows = ops.arange(ops.shape(logits)[0], dtype=index.dtype)
-    tensors = [logits, ops.stack([rows, index], axis=1), valid]
+    tensors = [logits, index, valid]
     if not one_margin:
         tensors.append(ops.stop_gradient(margin))
     if shift is not None:
         tensors.append(shift.values / scale)
     return with_gradient(loss, slopes)(*tensors)
+
+
+def _least_and_most(values: Tensor) -> Tensors:
+    """The smallest and the largest number of each row."""
+    if keras.backend.backend() == "torch":
+        return tuple(values.aminmax(dim=1))
+    return ops.min(values, axis=1), ops.max(values, axis=1)
 
 
 def _in_range(scale: float, margin: Any, logits: Tensor, spread: float) -> bool:
