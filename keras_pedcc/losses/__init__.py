@@ -2,6 +2,7 @@
 
 from keras_pedcc.losses.adaface import AdaFaceLoss, adaface_loss
 from keras_pedcc.losses.am_softmax import AMSoftmaxLoss, am_softmax_loss
+from keras_pedcc.losses.annealing import annealing_lambda
 from keras_pedcc.losses.arcface import ArcFaceLoss, arcface_loss
 from keras_pedcc.losses.center import CenterLoss, center_loss
 from keras_pedcc.losses.class_contrast import (
@@ -15,7 +16,6 @@ from keras_pedcc.losses.multiple_angle import (
     ASoftmaxLoss,
     LSoftmaxLoss,
     a_softmax_loss,
-    annealing_lambda,
     l_softmax_loss,
 )
 from keras_pedcc.losses.pedcc import PEDCCLoss, centroid_distance, pedcc_loss

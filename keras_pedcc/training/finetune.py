@@ -15,7 +15,8 @@ from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.centroid_variables import mark_centroids
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.training.activations import warn_of_activations
-from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer, check_inner
+from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
+from keras_pedcc.training.shares import check_inner
 from keras_pedcc.training.tracing import trace_anew
 
 

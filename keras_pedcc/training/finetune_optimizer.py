@@ -1,20 +1,24 @@
 """The optimizer that gives the centroids a learning rate of their own."""
 
 import contextlib
-import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import keras
 from keras import ops
 
-from keras_pedcc.common import ArrayLike, Shape, Tensor
+from keras_pedcc.common import ArrayLike, Tensor
 from keras_pedcc.common.internals import RefusesSwapping
 from keras_pedcc.layers.centroid_variables import is_centroids
-
-# An optimizer, and the places of its variables among all.
-Share: TypeAlias = tuple[keras.optimizers.Optimizer, list[int]]
+from keras_pedcc.training.shares import (
+    Share,
+    Untracked,
+    check_inner,
+    check_number,
+    take,
+    warn_of_no_gradient,
+)
 
 
 def _of_backbone(name: str) -> Any:
@@ -92,7 +96,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         self.traced_with = (
             None  # which of its variables were trained, see `FinetuneCallback`
         )
-        self._built_with = self._excluded = _Untracked([])
+        self._built_with = self._excluded = Untracked([])
         # Not by the property: TensorFlow leaves out to assign what is there already.
         centroid_optimizer.loss_scale_factor = optimizer.loss_scale_factor
 
@@ -111,7 +115,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
             self.optimizer.build([v for v in variables if not is_centroids(v)])
         self.centroid_optimizer.build(centroids)
         # Not by Keras' `build`, which would keep averages and gradients once more.
-        self._built_with = _Untracked(variables)
+        self._built_with = Untracked(variables)
         self.built = True
 
     @property
@@ -165,7 +169,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
     ) -> None:
         for optimizer in (self.optimizer, self.centroid_optimizer):
             optimizer.exclude_from_weight_decay(var_list, var_names)
-        self._excluded = _Untracked(var_list or [], var_names or [])
+        self._excluded = Untracked(var_list or [], var_names or [])
 
     @contextlib.contextmanager
     def _decay_of(
@@ -204,7 +208,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         # An optimizer raises if it gets no gradient at all, as it should if both do.
         some = [s for s in shares if any(grads[i] is not None for i in s[1])]
         if some and len(some) < len(shares):
-            _warn_of_no_gradient(shares, some, variables)
+            warn_of_no_gradient(shares, some, variables)
         for optimizer, places in some or shares:
             mine = [variables[i] for i in places]
             with self._decay_of(optimizer, mine):
@@ -223,8 +227,8 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         # Keras would ask for a value of every variable the optimizer was built
         # with; while the centroids are frozen there is none for them.
         present, state = self._present(), self.variables
-        _check_number("trainable_variables", trainable_variables, present)
-        _check_number("optimizer_variables", optimizer_variables, state)
+        check_number("trainable_variables", trainable_variables, present)
+        check_number("optimizer_variables", optimizer_variables, state)
         mapping = [
             *zip(present, trainable_variables, strict=True),
             *zip(state, optimizer_variables, strict=True),
@@ -241,7 +245,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
     def set_weights(self, weights: list[ArrayLike]) -> None:
         if not self.built:
             return super().set_weights(weights)  # which raises
-        _check_number("weights", weights, self.variables)
+        check_number("weights", weights, self.variables)
         for variable, weight in zip(self.variables, weights, strict=True):
             variable.assign(weight)
 
@@ -294,7 +298,7 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
                 f"variables. Received: {len(grads)} gradients, with trainable_variables"
                 "=None. Pass the variables too, or call `build` with them."
             )
-        _check_number("grads", grads, self._present())
+        check_number("grads", grads, self._present())
         return self._present()
 
     def _shares(self, variables: list[keras.Variable]) -> list[Share]:
@@ -322,72 +326,4 @@ class FinetuneOptimizer(RefusesSwapping, keras.optimizers.Optimizer):
         if len(centroids) >= len(self.centroid_specs):
             return centroids
         left = list(centroids)
-        return [_take(left, *spec) for spec in self.centroid_specs]
-
-
-def _take(
-    variables: list[keras.Variable], path: str, shape: Shape, dtype: str
-) -> keras.Variable:
-    """Takes the first variable of this path out of a list, or makes a stand-in."""
-    for variable in variables:
-        if variable.path == path:
-            variables[:] = [v for v in variables if v is not variable]
-            return variable
-    name = path.split("/")[-1]
-    return keras.Variable("zeros", shape, dtype, trainable=False, name=name)
-
-
-class _Untracked:
-    """Holds variables of a model where Keras does not take them for an optimizer's.
-
-    And parts of names, as `exclude_from_weight_decay` takes them.
-    """
-
-    def __init__(
-        self, variables: Iterable[keras.Variable], names: Iterable[str] = ()
-    ) -> None:
-        self.variables = list(variables)
-        self.names = list(names)
-
-    def matches(self, variable: keras.Variable) -> bool:
-        found = any(re.search(name, variable.name) for name in self.names)
-        return found or any(variable is each for each in self.variables)
-
-
-def check_inner(name: str, optimizer: object) -> None:
-    """Raises unless it is an optimizer that may be inside a `FinetuneOptimizer`."""
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(
-            f"`{name}` must be a `keras.optimizers.Optimizer`. Received: {name}="
-            f"{optimizer!r}. Pass one, such as keras.optimizers.Adam(1e-3)."
-        )
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        raise ValueError(
-            f"`{name}` must not be a `LossScaleOptimizer`: the loss has one scale for "
-            f"all variables. Received: {name}={optimizer!r}. Pass its "
-            "`inner_optimizer`; a `LossScaleOptimizer` goes around both."
-        )
-
-
-def _check_number(
-    name: str, values: Sequence[Any], variables: list[keras.Variable]
-) -> None:
-    if len(values) != len(variables):
-        raise ValueError(
-            f"`{name}` must have one value for each variable. Received: {len(values)} "
-            f"values for {len(variables)} variables. Pass those that are trainable "
-            "at the time, in the order in which the optimizer was built."
-        )
-
-
-def _warn_of_no_gradient(
-    shares: list[Share], some: list[Share], variables: list[keras.Variable]
-) -> None:
-    """Warns as Keras does, of the share that one optimizer has to leave out."""
-    missing = next(places for each, places in shares if (each, places) not in some)
-    warnings.warn(
-        "Gradients do not exist for variables "
-        f"{[variables[i].name for i in missing]}: the loss does not depend on them. "
-        "They stay as they are. Choose a loss that does, or freeze them.",
-        stacklevel=4,
-    )
+        return [take(left, *spec) for spec in self.centroid_specs]
