@@ -13,6 +13,9 @@ only_once = pytest.mark.skipif(
 )
 # Tracing alone is quicker than compiling on TensorFlow; JAX would not compile at all.
 NO_JIT = ["--no-jit"] if keras.backend.backend() == "tensorflow" else []
+# For `compile`, where a few steps are not worth a trace, which TensorFlow makes anew
+# for every model.
+FEW_STEPS = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def numpy_of(tensor):
