@@ -32,7 +32,7 @@ class Stop(keras.callbacks.Callback):
 def test_backup_resumes_to_the_same_weights(tmp_path):
     whole = make_model()
     fit(whole, 4, [FinetuneCallback(2)])
-    for epoch in range(4):
+    for epoch in (0, 2, 3):  # 2 is that of the unfreezing
         folder = tmp_path / str(epoch)
         killed = make_model()
         with pytest.raises(KeyboardInterrupt):

@@ -19,6 +19,7 @@ from tensors import NO_JIT, only_once
 
 import keras_pedcc
 
+pytestmark = pytest.mark.slow
 TINY = Experiment(
     name="tiny",
     source=Source("Tiny", ("tiny.npz", "other.npz"), "tiny", (8, 8, 1), 3),
@@ -430,7 +431,6 @@ def test_statistics_are_those_of_the_pixels(arrays):
 # Runs
 
 
-@pytest.mark.slow
 def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert run() == (0, "")
     folder = tmp_path / "out"
@@ -456,7 +456,6 @@ def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert found == pytest.approx(result["accuracy"])
 
 
-@pytest.mark.slow
 def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
     run("--weight-decay", 0, "--mse-root", 2)
     for row in read_history(tmp_path / "out" / "history.csv"):
@@ -466,7 +465,6 @@ def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
     run("--fixed", folder="fixed")
     run(folder="tuned")
@@ -482,7 +480,6 @@ def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 def test_branch_is_the_run_that_unfroze_itself(run, tmp_path):
     run(folder="whole")
     run("--fixed", folder="fixed")
@@ -522,7 +519,6 @@ def killed_branch(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
 def test_branch_that_was_killed_at_its_start_begins_again(run, tmp_path, killed_branch):
     assert run(*killed_branch, folder="branch") == (0, "")
     run(*killed_branch, folder="whole")
@@ -534,7 +530,6 @@ def test_branch_that_was_killed_at_its_start_begins_again(run, tmp_path, killed_
 
 
 @only_once
-@pytest.mark.slow
 def test_other_run_takes_nothing_of_a_branch_that_was_killed(
     run, tmp_path, killed_branch
 ):
@@ -543,7 +538,6 @@ def test_other_run_takes_nothing_of_a_branch_that_was_killed(
     assert [row["train_seconds"] > 0 for row in history] == [True, True]
 
 
-@pytest.mark.slow
 def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
     flags = ["--epochs", 4, "--finetune-epoch", 2, "--mixup", 0.2]
     run(*flags, folder="whole")
@@ -570,7 +564,6 @@ def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
 def test_finished_run_is_left_alone(run, tmp_path):
     run()
     before = (tmp_path / "out" / "result.json").read_text()
@@ -589,7 +582,6 @@ def test_run_whose_loss_becomes_nan_says_so(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--loss", "cross_entropy"], ["--mixup", "0.2"]])
 def test_other_recipes_run(run, tmp_path, flags):
     assert run(*flags, "--mixed-precision", "--label-smoothing", "0.1") == (0, "")
@@ -707,7 +699,6 @@ def test_remains_of_an_unknown_run_are_refused(run, tmp_path, name):
 
 
 @only_once
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["settings.json", "history.csv", "backup.npz"])
 def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
     run()
@@ -720,7 +711,6 @@ def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
 
 
 @only_once
-@pytest.mark.slow
 def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True)
@@ -734,7 +724,6 @@ def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
 def test_run_is_not_written_over(run, tmp_path):
     run()
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
@@ -745,7 +734,6 @@ def test_run_is_not_written_over(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
     run()
     code, error = run("--resume", "--epochs", 3, "--seed", 1)
@@ -759,7 +747,6 @@ def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
 
 
 @only_once
-@pytest.mark.slow
 def test_branch_with_other_settings_is_refused(run, tmp_path):
     run("--fixed", folder="fixed")
     code, error = run("--branch-from", tmp_path / "fixed", "--margin", 0.2)
