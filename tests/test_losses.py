@@ -17,12 +17,12 @@ TINY = 1e-36  # below it float32 loses digits
 @pytest.mark.parametrize("num_classes", [2, 47, 1000])
 def test_loss_agrees_with_float64(rng, num_classes, kind):
     cosines, labels = make_cosines(rng, num_classes, kind)
-    for scale in (1, 15, 30, 64):
-        for margin in (0, 0.2, 0.5, 1):
-            for root in (1, 2, 3):
-                expected = reference.pedcc(labels, cosines, scale, margin, 10, root)
-                loss = PEDCCLoss(scale, margin, 10, root)(labels, cosines)
-                assert_allclose(loss, expected, atol=TINY)
+    for i, scale in enumerate((1, 15, 64)):
+        for j, margin in enumerate((0, 0.5, 1)):
+            root = (i + j) % 3 + 1  # each pair of values once
+            expected = reference.pedcc(labels, cosines, scale, margin, 10, root)
+            loss = PEDCCLoss(scale, margin, 10, root)(labels, cosines)
+            assert_allclose(loss, expected, atol=TINY)
 
 
 @pytest.mark.parametrize("kind", KINDS)

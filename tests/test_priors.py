@@ -6,6 +6,7 @@ import pytest
 import reference
 from keras import ops
 from tensors import (
+    FEW_STEPS,
     KINDS,
     assert_allclose,
     gradient_of,
@@ -263,7 +264,8 @@ def test_models_train_alike_with_all_scores_and_load(rng, tmp_path):
         head = PEDCCDense(CLASSES, scores=scores, trainable=True, keep_mean=False)
         model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))
         loss = PEDCCLoss(priors=priors)
-        model.compile(keras.optimizers.SGD(0.05), loss, metrics=["accuracy"])
+        sgd = keras.optimizers.SGD(0.05)
+        model.compile(sgd, loss, metrics=["accuracy"], **FEW_STEPS)
         fitted = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
         histories.append(fitted.history)
         models.append(model)

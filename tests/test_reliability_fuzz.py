@@ -3,8 +3,9 @@ from tensors import only_once
 
 from reliability import fuzz
 
+pytestmark = [pytest.mark.slow, only_once]
 
-@only_once
+
 def test_losses_hold_on_random_cases():
     record = fuzz.main(["--examples", "60"])
     assert record.failures == []
@@ -12,7 +13,6 @@ def test_losses_hold_on_random_cases():
     assert all(record.details[each.__name__] > 0 for each in fuzz.PROPERTIES)
 
 
-@only_once
 @pytest.mark.parametrize("name", ["value", "gradient"])
 def test_wrong_loss_is_noticed(monkeypatch, name):
     right = fuzz.fuzz_cases.entropy_of
