@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tensors import FEW_STEPS
+from tensors import FEW_STEPS, draw_alike
 
 from keras_pedcc import (
     AdaFaceLoss,
@@ -51,7 +51,7 @@ def trained(strategy, root, epoch, weights=None, first=None, penalty=0.0):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((80, 4)).astype("float32")
     with strategy.scope():
-        keras.utils.set_random_seed(0)
+        draw_alike(0)
         inputs = keras.Input((4,))
         regularizer = keras.regularizers.L2(penalty)
         dense = keras.layers.Dense(8, kernel_regularizer=regularizer)
@@ -130,7 +130,7 @@ def fitted(strategy, make_head, loss, rate=None, callbacks=None):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((48, 4)).astype("float32")
     with strategy.scope():
-        keras.utils.set_random_seed(0)
+        draw_alike(0)
         inputs = keras.Input((4,))
         model = PEDCCModel(inputs, make_head(3)(keras.layers.Dense(8)(inputs)))
         optimizer = keras.optimizers.SGD(0.05)
@@ -145,12 +145,17 @@ def fitted(strategy, make_head, loss, rate=None, callbacks=None):
 @pytest.mark.parametrize(
     "arguments",
     [
-        (PEDCCDense, ArcFaceLoss(), None, [MarginWarmup(2)]),
         (ProductDense, LSoftmaxLoss(2, annealing_gamma=1.0)),
         (CenterDense, CenterLoss(1.0), 0.5),
-        (CosineDense, NTCELoss()),
         (CosineDense, NONLLoss()),
         (normed, AdaFaceLoss(8.0), None, [MarginWarmup(2)]),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                (PEDCCDense, ArcFaceLoss(), None, [MarginWarmup(2)]),
+                (CosineDense, NTCELoss()),
+            )
+        ),
     ],
     ids=lambda arguments: type(arguments[1]).__name__,
 )

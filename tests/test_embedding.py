@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tensors import FEW_STEPS
+from tensors import FEW_STEPS, draw_alike
 
 from keras_pedcc import (
     CenterDense,
@@ -330,7 +330,7 @@ def test_callback_logs_what_the_functions_say(rng):
 def test_callback_does_not_change_training(images):
     runs = []
     for callbacks in ([], [VerificationCallback(images, PAIRS, SAME, folds=5)]):
-        keras.utils.set_random_seed(1)
+        draw_alike(1)
         model = made()
         finetune = FinetuneCallback(epoch=1)
         model.fit(images, LABELS, epochs=3, callbacks=[*callbacks, finetune], verbose=0)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tensors import FEW_STEPS, assert_allclose, gradient_of, numpy_of
+from tensors import FEW_STEPS, assert_allclose, draw_alike, gradient_of, numpy_of
 
 import keras_pedcc
 from keras_pedcc import FinetuneCallback, PEDCCDense, PEDCCLoss, PEDCCModel
@@ -26,7 +26,7 @@ def labels(rng):
 
 def trained(images, labels, *, epochs=1, callbacks=(), momentum=0.9, **arguments):
     """The centroids of a head before and after training."""
-    keras.utils.set_random_seed(1)
+    draw_alike(1)
     inputs = keras.Input(images.shape[1:])
     head = PEDCCDense(CLASSES, **arguments)
     model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))

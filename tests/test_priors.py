@@ -9,6 +9,7 @@ from tensors import (
     FEW_STEPS,
     KINDS,
     assert_allclose,
+    draw_alike,
     gradient_of,
     make_cosines,
     numpy_of,
@@ -259,7 +260,7 @@ def test_models_train_alike_with_all_scores_and_load(rng, tmp_path):
     priors = keras_pedcc.class_priors(y, CLASSES)
     histories, models = [], []
     for scores in ("dense", keras_pedcc.Blockwise(5)):
-        keras.utils.set_random_seed(3)
+        draw_alike(3)
         inputs = keras.Input((8,))
         head = PEDCCDense(CLASSES, scores=scores, trainable=True, keep_mean=False)
         model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))

@@ -7,9 +7,9 @@ pytestmark = [pytest.mark.slow, only_once]
 
 
 def test_losses_hold_on_random_cases():
-    record = fuzz.main(["--examples", "60"])
+    record = fuzz.main(["--examples", "30"])
     assert record.failures == []
-    assert record.tried >= 60
+    assert record.tried >= 30
     assert all(record.details[each.__name__] > 0 for each in fuzz.PROPERTIES)
 
 

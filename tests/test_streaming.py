@@ -8,6 +8,7 @@ from keras import ops
 from tensors import (
     FEW_STEPS,
     assert_allclose,
+    draw_alike,
     gradient_of,
     numpy_of,
     only_once,
@@ -155,7 +156,7 @@ def test_soft_labels_are_refused(case):
 def make_model(
     scores=BLOCKS, *, loss=None, metrics=("accuracy",), how=FEW_STEPS, **kwargs
 ):
-    keras.utils.set_random_seed(3)
+    draw_alike(3)
     inputs = keras.Input((5,))
     head = PEDCCDense(CLASSES, scores=scores, name="head", **kwargs)
     model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))
@@ -316,7 +317,7 @@ TOP = keras.metrics.SparseTopKCategoricalAccuracy
 def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
     logs = []
     for scores in ("dense", BLOCKS):
-        keras.utils.set_random_seed(0)
+        draw_alike(0)
         metrics = ["accuracy", TOP(3, name="top_3"), TOP(CLASSES, name="all")]
         options = {"trainable": trainable, "keep_mean": trainable}
         model = make_model(scores, metrics=metrics, **options)
@@ -339,7 +340,7 @@ def test_top_k_accuracy_is_that_of_the_plain_head(samples, trainable):
 def test_metrics_have_the_names_of_keras(samples, metric, name):
     logs = []
     for scores in ("dense", BLOCKS):
-        keras.utils.set_random_seed(0)
+        draw_alike(0)
         how = FEW_STEPS if scores == "dense" else {}
         model = make_model(scores, metrics=[metric], how=how)
         logs.append(model.evaluate(*samples, verbose=0, return_dict=True)[name])
@@ -399,7 +400,7 @@ def test_model_without_its_head_is_told_why(samples):
 @only_once
 def test_trained_head_streams_too(samples):
     def made(scores):
-        keras.utils.set_random_seed(3)
+        draw_alike(3)
         inputs = keras.Input((5,))
         head = keras_pedcc.CosineDense(CLASSES, scores=scores)
         model = PEDCCModel(inputs, head(keras.layers.Dense(DIM)(inputs)))

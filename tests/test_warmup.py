@@ -2,7 +2,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from tensors import FEW_STEPS, assert_allclose, numpy_of, only_once
+from tensors import FEW_STEPS, assert_allclose, draw_alike, numpy_of, only_once
 
 import keras_pedcc
 from keras_pedcc import (
@@ -116,7 +116,7 @@ def test_killed_run_resumes_as_if_never_killed(data, tmp_path):
                 raise Killed
 
     def run(*extra):
-        keras.utils.set_random_seed(0)
+        draw_alike(0)
         model = model_of(AMSoftmaxLoss(), rate=0.1)
         callbacks = [AtomicBackup(tmp_path), MarginWarmup(4), *extra]
         model.fit(*data, epochs=4, callbacks=callbacks, verbose=0)

@@ -252,7 +252,7 @@ def test_loss_of_the_paper_s_order_may_not_diverge(monkeypatch, capsys, tmp_path
 @only_once
 def test_script_runs_and_goes_on(tmp_path):
     command = [sys.executable, str(ROOT / "experiments/feature_space.py"), *NARROW]
-    command += ["--epochs", "1", "--limit", "320", "--output-dir", str(tmp_path)]
+    command += ["--epochs", "1", "--limit", "128", "--output-dir", str(tmp_path)]
     options = {"capture_output": True, "text": True, "check": True, "env": os.environ}
     first = subprocess.run(command, **options).stdout
     result = json.loads((tmp_path / "result.json").read_text())
