@@ -31,6 +31,8 @@ FILES = ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENS
 FILES += ("SECURITY.md", "mkdocs.yml", "pyproject.toml")
 # Starts this script.
 OWN_TEST = "tests/test_reliability_mutants.py"
+# Named tests count whether slow or not.
+SLOW_TOO = ("-m", "slow or not slow")
 PASSED, FAILED, NOT_THE_COPY, NO_IMPORT = 0, 1, 70, 71
 
 
@@ -125,7 +127,7 @@ def caught_by(folder, fault, quick):
     source = path.read_text()
     path.write_text(broken(source, fault))
     try:
-        named = [f"tests/{name}" for name in fault["tests"]]
+        named = [*SLOW_TOO, *(f"tests/{name}" for name in fault["tests"])]
         result = result_of(folder, named, 600)
         if result == PASSED and not quick:
             result = result_of(folder, [], 3600)
@@ -147,7 +149,7 @@ def check(record, folder, faults, quick, known):
         if test is None:
             record.fail(f"survived: {title(fault)}")
     tests = sorted({test for test in by.values() if test})
-    if tests and result_of(folder, tests, 3600) != PASSED:
+    if tests and result_of(folder, [*SLOW_TOO, *tests], 3600) != PASSED:
         log = (folder / "pytest.log").read_text()
         raise RuntimeError(f"The tests must pass without a fault.\n{log[-3000:]}")
     record.details = summary(faults, by) | {"tests_that_caught": len(tests)}

@@ -2,24 +2,35 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import numpy as np
 import pytest
 
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
+# Keras and its backend are imported below: with `-n` the first process only hands out
+# tests, and would import them for nothing.
 
-    # Two devices for MirroredStrategy; must be set before anything else runs.
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0],
-        [tf.config.LogicalDeviceConfiguration()] * 2,
-    )
+
+def pytest_collectstart(collector):
+    """Two devices for MirroredStrategy, which must be set before anything else runs."""
+    if not isinstance(collector, pytest.Session):
+        return
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 2,
+        )
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path_factory, monkeypatch):
-    """The same seeds, float32 and an empty cache for every test."""
-    keras.utils.set_random_seed(0)
+    """The same draws, float32 and an empty cache for every test."""
+    import keras
+    from tensors import draw_alike
+
+    draw_alike(0)
     monkeypatch.setenv("KERAS_PEDCC_CACHE", str(tmp_path_factory.getbasetemp() / "c"))
     yield
     keras.mixed_precision.set_global_policy("float32")
@@ -29,6 +40,8 @@ def _fresh(tmp_path_factory, monkeypatch):
 def two_replicas():
     # One for all tests: a second one in a process takes the first one's keys for
     # its collectives, and TensorFlow aborts.
+    import tensorflow as tf
+
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     assert strategy.num_replicas_in_sync == 2
     return strategy
@@ -36,4 +49,6 @@ def two_replicas():
 
 @pytest.fixture
 def rng():
+    import numpy as np
+
     return np.random.default_rng(0)

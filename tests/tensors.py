@@ -1,5 +1,7 @@
 """What tests do with tensors: compare them, differentiate, and draw cosines."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,25 @@ only_once = pytest.mark.skipif(
 )
 # Tracing alone is quicker than compiling on TensorFlow; JAX would not compile at all.
 NO_JIT = ["--no-jit"] if keras.backend.backend() == "tensorflow" else []
+# For `compile`, where a few steps are not worth a trace, which TensorFlow makes anew
+# for every model.
+FEW_STEPS = {"run_eagerly": keras.backend.backend() == "tensorflow"}
+
+
+def deep(cases, elsewhere):
+    """All cases on TensorFlow; where another backend runs the same code, the first."""
+    return cases if keras.backend.backend() == "tensorflow" else cases[:elsewhere]
+
+
+def draw_alike(seed):
+    """From here on, the same initial weights and whatever else Keras draws."""
+    if keras.backend.backend() == "tensorflow":
+        # Keras takes its seeds from Python. TensorFlow, given one too, would forget the
+        # operations that it holds, and make them anew in every test.
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+    else:
+        keras.utils.set_random_seed(seed)
 
 
 def numpy_of(tensor):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import reference
 from tensors import (
+    FEW_STEPS,
     KINDS,
     assert_allclose,
     gradient_of,
@@ -186,7 +187,8 @@ def test_model_trains_saves_and_goes_on_with_its_statistics(tmp_path, rng, polic
     inputs = keras.Input((8,))
     outputs = CosineDense(3, return_norm=True)(keras.layers.Dense(16)(inputs))
     model = PEDCCModel(inputs, outputs)
-    model.compile(keras.optimizers.SGD(0.05), AdaFaceLoss(8.0), metrics=["accuracy"])
+    sgd = keras.optimizers.SGD(0.05)
+    model.compile(sgd, AdaFaceLoss(8.0), metrics=["accuracy"], **FEW_STEPS)
     x, y = rng.standard_normal((24, 8)).astype("float32"), np.arange(24) % 3
     warmup = MarginWarmup(2, start=1.0)
     history = model.fit(x, y, 8, epochs=4, callbacks=[warmup], verbose=0)

@@ -7,6 +7,7 @@ import random
 import keras
 import numpy as np
 import pytest
+from tensors import draw_alike
 from test_callbacks import BACKEND, assert_same, fit, make_model, numpy_of
 from test_sharding import FOLDER, on_jax, together
 
@@ -32,7 +33,7 @@ class Stop(keras.callbacks.Callback):
 def test_backup_resumes_to_the_same_weights(tmp_path):
     whole = make_model()
     fit(whole, 4, [FinetuneCallback(2)])
-    for epoch in range(4):
+    for epoch in (0, 2, 3):  # 2 is that of the unfreezing
         folder = tmp_path / str(epoch)
         killed = make_model()
         with pytest.raises(KeyboardInterrupt):
@@ -47,7 +48,7 @@ def test_backup_resumes_to_the_same_weights(tmp_path):
 
 def make_other_model(optimizer, make_layer=lambda: keras.layers.Dense(4), **kwargs):
     """A head after another layer."""
-    keras.utils.set_random_seed(0)
+    draw_alike(0)
     head = PEDCCDense(3, return_features=False)
     model = keras.Sequential([keras.Input((4,)), make_layer(), head])
     model.compile(optimizer, PEDCCLoss(), **kwargs)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from tensors import only_once
+from tensors import FEW_STEPS, only_once
 
 from keras_pedcc import AtomicBackup, ClassBatches, PEDCCDense, PEDCCLoss, PEDCCModel
 
@@ -121,7 +121,7 @@ def compiled():
     inputs = keras.Input((1,))
     head = PEDCCDense(7)
     model = PEDCCModel(inputs, head(keras.layers.Dense(7)(inputs)))
-    model.compile("sgd", PEDCCLoss())
+    model.compile("sgd", PEDCCLoss(), **FEW_STEPS)
     return model
 
 

@@ -108,8 +108,9 @@ def test_rows_are_unit_float32(method):
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_classes", [3, 8, 11, 16])
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("num_classes", "exponent"), [(3, 1.0), (8, 4.0), (11, 0.5), (16, 1.0)]
+)
 def test_energy_gradient_is_zero_at_rest(num_classes, exponent):
     points = make(num_classes, 3, method="energy", exponent=exponent)
     apart = points[:, None] - points
@@ -259,7 +260,7 @@ def test_short_dtypes_hold_kerdock_sets_exactly(dtype):
 @pytest.mark.parametrize("method", ["energy", "max_angle"])
 def test_seconds_end_a_descent(method):
     begun = time.monotonic()
-    generate_pedcc(300, 50, method=method, steps=10**9, seconds=0.5)
+    generate_pedcc(100, 20, method=method, steps=10**9, seconds=0.2)
     assert time.monotonic() - begun < 30
 
 
@@ -352,7 +353,7 @@ def test_progress_is_shown(capsys):
     assert "largest_cosine" in capsys.readouterr().out
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     num_classes=strategies.integers(2, 40),
     dim=strategies.integers(2, 12),

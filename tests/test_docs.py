@@ -12,9 +12,7 @@ ELSEWHERE = {distribute_page.PAGE.name}
 
 
 def parameter(path):
-    # Guides train a few small networks each.
-    marks = [pytest.mark.slow] if path.parent.name == "guides" else []
-    return pytest.param(path, id=path.relative_to(pages.DOCS).as_posix(), marks=marks)
+    return pytest.param(path, id=path.relative_to(pages.DOCS).as_posix())
 
 
 WITH_CODE = [
@@ -22,6 +20,7 @@ WITH_CODE = [
 ]
 
 
+@pytest.mark.slow  # Pages train a few small networks each.
 @pytest.mark.parametrize("path", WITH_CODE)
 def test_code_of_a_page_runs(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -55,15 +55,12 @@ def images(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("name", "head"),
     [
-        pytest.param("dense", marks=not_on_jax),
-        pytest.param("frozen", marks=not_on_jax),
-        "trained",
+        ("emnist", "trained"),
+        pytest.param("emnist", "dense", marks=[not_on_jax, pytest.mark.slow]),
+        pytest.param("cifar100", "frozen", marks=[not_on_jax, pytest.mark.slow]),
     ],
-)
-@pytest.mark.parametrize(
-    "name", ["emnist", pytest.param("cifar100", marks=pytest.mark.slow)]
 )
 def test_example_runs(name, head, images, quick, capsys):
     flags = ["--data", images(name), "--epochs", "2", "--verbose", "0"]

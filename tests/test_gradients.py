@@ -37,6 +37,9 @@ CASES = {
     ),
     "kerdock": (KerdockDense, BLOCKS, keras_pedcc.PEDCCLoss(6.0, 0.1)),
 }
+# What differs from another in a constant alone.
+ALIKE = ("large_scale", "priors", "priors_blocks")
+KINDS = [kind for kind in CASES if kind not in ALIKE]
 
 
 def loss_of_features(kind):
@@ -82,7 +85,9 @@ def product_with_hessian(function, array, direction):
     return numpy_of(outer.gradient(along, array))
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ALIKE)]
+)
 def test_second_derivative_agrees_with_differences_of_the_first(kind, rng):
     value = loss_of_features(kind)
     x, v = rng.standard_normal((2, 4, DIM)).astype("float32")
@@ -97,7 +102,7 @@ def test_second_derivative_agrees_with_differences_of_the_first(kind, rng):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's transformations")
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_the_same_under_transformations_of_jax(kind, rng):
     import jax
 

@@ -2,7 +2,14 @@ import keras
 import numpy as np
 import pytest
 import reference
-from tensors import assert_allclose, gradient_of, make_cosines, numpy_of, slope_of
+from tensors import (
+    FEW_STEPS,
+    assert_allclose,
+    gradient_of,
+    make_cosines,
+    numpy_of,
+    slope_of,
+)
 
 import keras_pedcc
 from keras_pedcc.losses import HingeLoss, am_softmax_loss, hinge_loss
@@ -58,7 +65,8 @@ def test_loss_refuses_margins(margin):
 
 def test_model_trains_saves_and_loads(tmp_path, rng):
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    model.compile(keras.optimizers.SGD(0.05), HingeLoss(0.5), metrics=["accuracy"])
+    sgd = keras.optimizers.SGD(0.05)
+    model.compile(sgd, HingeLoss(0.5), metrics=["accuracy"], **FEW_STEPS)
     x, y = rng.standard_normal((24, 8)).astype("float32"), np.arange(24) % 3
     history = model.fit(x, y, epochs=4, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]

@@ -7,7 +7,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from tensors import numpy_of
+from tensors import FEW_STEPS, numpy_of
 
 from keras_pedcc import (
     AtomicBackup,
@@ -36,7 +36,8 @@ def make_model(*layers, head=None):
         x = layer(x)
     model = PEDCCModel(inputs, head(x))
     sgd = keras.optimizers.SGD
-    model.compile(FinetuneOptimizer(sgd(0.1), sgd(0.01)), PEDCCLoss(scale=20.0))
+    optimizer = FinetuneOptimizer(sgd(0.1), sgd(0.01))
+    model.compile(optimizer, PEDCCLoss(scale=20.0), **FEW_STEPS)
     return model
 
 

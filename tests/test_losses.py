@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import reference
 from keras import ops
-from tensors import KINDS, assert_allclose, gradient_of, make_cosines, numpy_of
+from tensors import KINDS, assert_allclose, deep, gradient_of, make_cosines, numpy_of
 
 from keras_pedcc import PEDCCLoss, losses
 from keras_pedcc.losses import am_softmax_loss, centroid_distance, pedcc_loss
@@ -14,19 +14,19 @@ TINY = 1e-36  # below it float32 loses digits
 
 @pytest.mark.filterwarnings("ignore:The loss cannot fall below")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_classes", [2, 47, 1000])
+@pytest.mark.parametrize("num_classes", deep([47, 2, 1000], 1))
 def test_loss_agrees_with_float64(rng, num_classes, kind):
     cosines, labels = make_cosines(rng, num_classes, kind)
-    for scale in (1, 15, 30, 64):
-        for margin in (0, 0.2, 0.5, 1):
-            for root in (1, 2, 3):
-                expected = reference.pedcc(labels, cosines, scale, margin, 10, root)
-                loss = PEDCCLoss(scale, margin, 10, root)(labels, cosines)
-                assert_allclose(loss, expected, atol=TINY)
+    for i, scale in enumerate((1, 15, 64)):
+        for j, margin in enumerate((0, 0.5, 1)):
+            root = (i + j) % 3 + 1  # each pair of values once
+            expected = reference.pedcc(labels, cosines, scale, margin, 10, root)
+            loss = PEDCCLoss(scale, margin, 10, root)(labels, cosines)
+            assert_allclose(loss, expected, atol=TINY)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_classes", [2, 47, 1000])
+@pytest.mark.parametrize("num_classes", deep([47, 2, 1000], 1))
 def test_am_softmax_agrees_with_float64_for_each_sample(rng, num_classes, kind):
     cosines, labels = make_cosines(rng, num_classes, kind)
     for scale in (1, 15, 30, 64):

@@ -4,6 +4,7 @@ import pytest
 import reference
 from keras import ops
 from tensors import (
+    FEW_STEPS,
     KINDS,
     assert_allclose,
     gradient_of,
@@ -266,7 +267,8 @@ def test_models_train_save_and_load(tmp_path, rng, policy, kind, head):
     inputs = keras.Input((8,))
     outputs = head(3)(keras.layers.Dense(16)(inputs))
     model = keras_pedcc.PEDCCModel(inputs, outputs)
-    model.compile(keras.optimizers.SGD(0.05), kind(), metrics=["accuracy"])
+    sgd = keras.optimizers.SGD(0.05)
+    model.compile(sgd, kind(), metrics=["accuracy"], **FEW_STEPS)
     x, y = rng.standard_normal((24, 8)).astype("float32"), np.arange(24) % 3
     history = model.fit(x, y, epochs=4, class_weight={0: 1, 1: 2, 2: 1}, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]

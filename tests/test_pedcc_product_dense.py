@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tensors import assert_allclose, gradient_of, numpy_of
+from tensors import FEW_STEPS, assert_allclose, gradient_of, numpy_of
 
 from keras_pedcc import PEDCCDense, PEDCCModel, PEDCCProductDense, generate_pedcc
 
@@ -35,7 +35,8 @@ def test_model_trains_frozen_saves_and_loads(tmp_path, rng):
     head = PEDCCProductDense(3, radius=0.5)
     model = PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs)))
     entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.05), entropy, metrics=["accuracy"])
+    sgd = keras.optimizers.SGD(0.05)
+    model.compile(sgd, entropy, metrics=["accuracy"], **FEW_STEPS)
     before = numpy_of(head.centroids).copy()
     x, y = rng.standard_normal((24, 8)).astype("float32"), np.arange(24) % 3
     history = model.fit(x, y, epochs=4, verbose=0)

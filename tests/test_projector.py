@@ -3,7 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from tensors import only_once
+from tensors import FEW_STEPS, only_once
 
 from keras_pedcc import (
     PEDCCDense,
@@ -29,7 +29,7 @@ def written(tmp_path, rng):
     inner = keras.Model(inputs, keras.layers.Flatten()(inputs))
     dense = keras.layers.Dense(5)(inner(inputs))
     model = PEDCCModel(inputs, PEDCCDense(3)(dense))
-    model.compile("sgd", PEDCCLoss())
+    model.compile("sgd", PEDCCLoss(), **FEW_STEPS)
     folder = tmp_path / "logs" / "run"
     projector = ProjectorCallback(
         folder, images, LABELS, class_names=NAMES, thumbnail=8

@@ -9,6 +9,9 @@ import pytest
 import keras_pedcc
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="long; two backends will do"
+)
 def test_quickstart_finds_digits_of_a_new_network_in_the_old_index(
     tmp_path, monkeypatch
 ):

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from tensors import assert_allclose, numpy_of, only_once
+from tensors import FEW_STEPS, assert_allclose, numpy_of, only_once
 
 import keras_pedcc
 from keras_pedcc import PEDCCDense, PEDCCLoss, recipe
@@ -59,7 +59,7 @@ def test_model_of_a_recipe_trains_its_centroids_or_not(name, rng, tmp_path):
     head, loss = recipe(name, num_classes=3)
     inputs = keras.Input((8,))
     model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(16)(inputs)))
-    model.compile(keras.optimizers.SGD(0.1), loss)
+    model.compile(keras.optimizers.SGD(0.1), loss, **FEW_STEPS)
     before = numpy_of(head.centroids)
     model.fit(x, y, verbose=0)
     moved = np.abs(numpy_of(head.centroids) - before).max()

@@ -18,9 +18,9 @@ pytestmark = [
 @pytest.mark.parametrize("of", ["training", "files"])
 def test_kills_do_no_harm(of, tmp_path):
     path = tmp_path / "result.json"
-    flags = ["--of", of, "--kills", "3", "--images", "400", "--result", str(path)]
+    flags = ["--of", of, "--kills", "2", "--images", "200", "--result", str(path)]
     assert kills.main(flags) == 0
-    assert json.loads(path.read_text())["tried"] == 3
+    assert json.loads(path.read_text())["tried"] == 2
 
 
 def test_half_a_file_is_told(tmp_path):

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import reference
 from keras import ops
-from tensors import assert_allclose, gradient_of, numpy_of, slope_of
+from tensors import (
+    FEW_STEPS,
+    assert_allclose,
+    draw_alike,
+    gradient_of,
+    numpy_of,
+    slope_of,
+)
 
 import keras_pedcc
 from keras_pedcc import (
@@ -53,8 +60,8 @@ def data(number=USED, samples=32):
     return images, rng.integers(0, number, samples)
 
 
-def model_of(used=USED, optimizer=None, loss=None, **arguments):
-    keras.utils.set_random_seed(1)
+def model_of(used=USED, optimizer=None, loss=None, how=FEW_STEPS, **arguments):
+    draw_alike(1)
     inputs = keras.Input((INPUTS,))
     head = PEDCCDense(used, **{"capacity": ROOM, "name": "head", **arguments})
     features = keras.layers.Dense(DIM, name="dense")(inputs)
@@ -64,6 +71,7 @@ def model_of(used=USED, optimizer=None, loss=None, **arguments):
         optimizer or keras.optimizers.Adam(schedule),
         loss or PEDCCLoss(),
         metrics=["accuracy"],
+        **how,
     )
     return model, head
 
@@ -207,7 +215,8 @@ def test_kerdock_scores_by_blocks_are_those_of_the_first_rows(rng):
     ids=str,
 )
 def test_growing_keeps_all_that_is_trained(arguments):
-    model, head = model_of(**arguments)
+    how = {} if arguments == TRAINED else FEW_STEPS
+    model, head = model_of(how=how, **arguments)
     start = numpy_of(head.centroids)
     fit(model, *data())
     np.testing.assert_array_equal(numpy_of(head.centroids)[USED:], start[USED:])
@@ -315,7 +324,8 @@ def plain(kind):
 def test_every_kind_of_model_grows(kind):
     images, labels = data(MORE)
     model = plain(kind)
-    model.compile("sgd", PEDCCLoss(), metrics=["accuracy"])
+    how = {} if kind == "subclass" else FEW_STEPS
+    model.compile("sgd", PEDCCLoss(), metrics=["accuracy"], **how)
     fit(model, *data())
     assert model.predict(images, verbose=0).shape == (32, USED)
     # A number that growing would make wrong is nowhere recorded.
@@ -370,9 +380,8 @@ def test_labels_are_those_of_the_head_whose_outputs_the_model_has():
 
 def test_reserved_classes_are_never_predicted(rng):
     model, head = model_of(scores=Blockwise(3), centroids="random")
-    model.compile(
-        "sgd", PEDCCLoss(), metrics=[keras.metrics.SparseTopKCategoricalAccuracy(1)]
-    )
+    metric = keras.metrics.SparseTopKCategoricalAccuracy(1)
+    model.compile("sgd", PEDCCLoss(), metrics=[metric], **FEW_STEPS)
     dense = model.get_layer("dense")
     # Features that lie on the centroids, of classes that are not in use and are.
     dense.set_weights([np.zeros((INPUTS, DIM), "float32"), rows_of(head)[MORE - 1]])
@@ -410,11 +419,11 @@ def test_what_is_made_for_the_old_number_is_refused():
     ):
         fit(model, images, labels)
     priors = np.ones(USED)
-    model.compile(model.optimizer, PEDCCLoss(priors=priors))
+    model.compile(model.optimizer, PEDCCLoss(priors=priors), **FEW_STEPS)
     with pytest.raises(ValueError, match=r"`priors` must.* 6, num_classes=8"):
         fit(model, images, labels)
     state = state_of(model)
-    model.compile(model.optimizer, PEDCCLoss(priors=np.ones(MORE)))
+    model.compile(model.optimizer, PEDCCLoss(priors=np.ones(MORE)), **FEW_STEPS)
     assert_same(state_of(model), state)
     fit(model, images, labels)
 
@@ -519,7 +528,8 @@ def test_growing_needs_heads_that_are_alike():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="MirroredStrategy")
 def test_replicas_grow_together(two_replicas):
     with two_replicas.scope():
-        model, head = model_of(**TRAINED)
+        model, head = model_of(how={}, **TRAINED)
+        model.optimizer.build(model.trainable_variables)
     fit(model, *data())
     weights, state = weights_of(model), state_of(model)
     grow_classes(model, MORE)

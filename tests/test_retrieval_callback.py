@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from tensors import FEW_STEPS
 
 from keras_pedcc import (
     PEDCCDense,
@@ -20,7 +21,7 @@ MAP = "mean_average_precision_at_r"
 def made():
     inputs = keras.Input((5,))
     model = PEDCCModel(inputs, PEDCCDense(4)(keras.layers.Dense(6)(inputs)))
-    model.compile(keras.optimizers.SGD(0.5), PEDCCLoss())
+    model.compile(keras.optimizers.SGD(0.5), PEDCCLoss(), **FEW_STEPS)
     return model
 
 

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import reference
 from keras import ops
-from tensors import assert_allclose, gradient_of, numpy_of, only_once, slope_of
+from tensors import (
+    FEW_STEPS,
+    assert_allclose,
+    draw_alike,
+    gradient_of,
+    numpy_of,
+    only_once,
+    slope_of,
+)
 
 import keras_pedcc
 from keras_pedcc import CosineDense, PEDCCDense, PEDCCLoss, PEDCCModel, losses
@@ -275,9 +283,16 @@ def test_hits_are_counted_among_the_classes_of_the_step(case):
 
 
 def make_model(
-    rate=0.2, *, head=PEDCCDense, loss=None, optimizer=None, seed=3, **kwargs
+    rate=0.2,
+    *,
+    head=PEDCCDense,
+    loss=None,
+    optimizer=None,
+    seed=3,
+    how=FEW_STEPS,
+    **kwargs,
 ):
-    keras.utils.set_random_seed(seed)
+    draw_alike(seed)
     inputs = keras.Input((5,))
     x = keras.layers.Dense(
         DIM, kernel_initializer=keras.initializers.GlorotUniform(seed=3)
@@ -286,7 +301,8 @@ def make_model(
     head = head(CLASSES, scores=scores, name="head", **kwargs)
     model = PEDCCModel(inputs, head(x))
     optimizer = optimizer or keras.optimizers.SGD(0.1)
-    model.compile(optimizer, loss or PEDCCLoss(), metrics=["accuracy"])
+    model.compile(optimizer, loss or PEDCCLoss(), metrics=["accuracy"], **how)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -326,7 +342,7 @@ def test_training_with_all_classes_is_that_of_the_plain_head(samples, loss):
 
 
 def test_each_step_draws_anew_and_evaluation_takes_all_classes(samples):
-    model = make_model(optimizer=keras.optimizers.SGD(0.0))
+    model = make_model(optimizer=keras.optimizers.SGD(0.0), how={})
     samples = [part[:16] for part in samples]
     history = fit(model, samples, 6, validation_data=samples)
     assert len({round(loss, 4) for loss in history["loss"]}) == 6
@@ -350,7 +366,7 @@ def test_draws_follow_the_random_seed(samples):
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_finetuning_moves_the_centroids(samples, policy):
     keras.mixed_precision.set_global_policy(policy)
-    model = make_model(optimizer=keras.optimizers.Adam(0.01, clipnorm=1.0))
+    model = make_model(optimizer=keras.optimizers.Adam(0.01, clipnorm=1.0), how={})
     start = numpy_of(model.get_layer("head").centroids)
     finetune = keras_pedcc.FinetuneCallback(1, 0.1)
     history = fit(model, samples, 3, callbacks=[finetune])
@@ -422,7 +438,7 @@ def test_sampled_head_returns_features_alone(head, name):
 @pytest.mark.parametrize("rate", [0.2, pytest.param(1, marks=pytest.mark.slow)])
 def test_replicas_train_and_draw(samples, rate, two_replicas):
     with two_replicas.scope():
-        model = make_model(rate)
+        model = make_model(rate, how={})
     head = model.get_layer("head")
     state = numpy_of(head.seed_generator.state)
     samples = [part[:49] for part in samples]  # the last batch leaves one replica empty
@@ -432,7 +448,7 @@ def test_replicas_train_and_draw(samples, rate, two_replicas):
     if rate == 1:
         samples = [part[:48] for part in samples]
         with two_replicas.scope():
-            model = make_model(rate)
+            model = make_model(rate, how={})
         expected = fit(make_model(None), samples)["loss"]
         np.testing.assert_allclose(fit(model, samples)["loss"], expected, rtol=1e-5)
 

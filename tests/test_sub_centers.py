@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from tensors import assert_allclose, gradient_of, numpy_of
+from tensors import FEW_STEPS, assert_allclose, gradient_of, numpy_of
 
 from keras_pedcc import (
     AMSoftmaxLoss,
@@ -48,7 +48,8 @@ def test_model_trains_saves_and_loads(tmp_path, rng):
     inputs = keras.Input((8,))
     outputs = SubCenterDense(3, sub_centers=2)(keras.layers.Dense(16)(inputs))
     model = PEDCCModel(inputs, outputs)
-    model.compile(keras.optimizers.SGD(0.05), AMSoftmaxLoss(), metrics=["accuracy"])
+    sgd = keras.optimizers.SGD(0.05)
+    model.compile(sgd, AMSoftmaxLoss(), metrics=["accuracy"], **FEW_STEPS)
     x, y = rng.standard_normal((24, 8)).astype("float32"), np.arange(24) % 3
     history = model.fit(x, y, epochs=4, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]

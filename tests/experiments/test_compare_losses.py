@@ -19,6 +19,7 @@ from image_experiment.data import BadInputError, load
 from scipy import stats
 from tensors import NO_JIT, only_once
 
+pytestmark = pytest.mark.slow
 QUICK = ["--epochs", "1", "--batch-size", "64", "--limit", "128", *NO_JIT]
 
 
@@ -324,7 +325,6 @@ def test_study_refuses_wrong_numbers(flags, message, capsys):
 
 
 @only_once
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [name for name in LOSSES if not name.endswith(("m2", "n2", "n3", "tuned"))]
 )
@@ -342,7 +342,6 @@ def test_every_loss_takes_a_step_down(loss, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 def test_two_jobs_at_once_give_what_one_gives(tmp_path):
     flags = ["--losses", "cross_entropy", "pedcc_n1_tuned", "--seeds", "0"]
     flags += ["--learning-rates", "0.1", *QUICK, "--finetune-epoch", "0"]
@@ -357,7 +356,6 @@ def test_two_jobs_at_once_give_what_one_gives(tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 def test_workers_share_a_gpu(monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "no")  # as told
@@ -384,7 +382,6 @@ if __name__ == "__main__":
 
 
 @only_once
-@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "watched.py").write_text(WATCHED)
     path = os.pathsep.join(sys.path)
@@ -505,7 +502,6 @@ def begin_and_fail(folder):
     raise BadInputError("no such file")
 
 
-@pytest.mark.slow
 def test_error_ends_the_jobs_that_wait(monkeypatch, tmp_path):
     monkeypatch.setattr(compare_losses, "run_one", begin_and_fail)
     with pytest.raises(BadInputError, match="no such file"):

@@ -19,6 +19,7 @@ from image_experiment.feature_figures import Cloud
 from image_experiment.gradients import GradientProbe, score_gradients
 from tensors import NO_JIT, only_once
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 SAMPLES, DIM, CLASSES = 7, 3, 4
 LABELS = np.arange(SAMPLES) % CLASSES
@@ -127,7 +128,6 @@ def train_digits(folder, watch):
     return keras.saving.load_model(folder / "model.keras").get_weights()
 
 
-@pytest.mark.slow
 def test_measuring_leaves_the_training_as_it_is(tmp_path):
     alone = train_digits(tmp_path / "alone", None)
     watched = train_digits(tmp_path / "watched", feature_space.watch)
@@ -228,7 +228,6 @@ def diverging(monkeypatch, name, *flags):
     return [*NARROW, "--draw", "gradients", "--epochs", "1", "--limit", "320"]
 
 
-@pytest.mark.slow
 def test_center_loss_may_diverge(monkeypatch, capsys, tmp_path):
     flags = diverging(monkeypatch, "Center loss", "--center-weight", "1e9")
     assert feature_space.main([*flags, "--output-dir", str(tmp_path)]) == 0
@@ -244,7 +243,6 @@ def test_center_loss_may_diverge(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "gradients.png").stat().st_size > 20_000
 
 
-@pytest.mark.slow
 def test_loss_of_the_paper_s_order_may_not_diverge(monkeypatch, capsys, tmp_path):
     flags = diverging(monkeypatch, "Softmax", "--center-weight", "1e9")
     assert feature_space.main([*flags, "--output-dir", str(tmp_path)]) == 2
@@ -252,10 +250,9 @@ def test_loss_of_the_paper_s_order_may_not_diverge(monkeypatch, capsys, tmp_path
 
 
 @only_once
-@pytest.mark.slow
 def test_script_runs_and_goes_on(tmp_path):
     command = [sys.executable, str(ROOT / "experiments/feature_space.py"), *NARROW]
-    command += ["--epochs", "1", "--limit", "320", "--output-dir", str(tmp_path)]
+    command += ["--epochs", "1", "--limit", "128", "--output-dir", str(tmp_path)]
     options = {"capture_output": True, "text": True, "check": True, "env": os.environ}
     first = subprocess.run(command, **options).stdout
     result = json.loads((tmp_path / "result.json").read_text())

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 
 import keras
@@ -19,6 +20,7 @@ from tensors import NO_JIT, only_once
 
 import keras_pedcc
 
+pytestmark = pytest.mark.slow
 TINY = Experiment(
     name="tiny",
     source=Source("Tiny", ("tiny.npz", "other.npz"), "tiny", (8, 8, 1), 3),
@@ -35,6 +37,10 @@ SHORT += ["0", *NO_JIT]
 
 @pytest.fixture
 def arrays():
+    return made_arrays()
+
+
+def made_arrays():
     draw = np.random.default_rng(0)
     x = draw.integers(0, 256, (60, 8, 8, 1), dtype="uint8")
     y = np.arange(60, dtype="uint8") % 3
@@ -60,6 +66,23 @@ def run(data_dir, tmp_path, capsys):
         return code, capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def made_runs(tmp_path_factory):
+    """A run and one with --fixed, both at their end."""
+    folder = tmp_path_factory.mktemp("runs")
+    np.savez(folder / "tiny.npz", **made_arrays())
+    for name, flags in {"out": SHORT, "fixed": [*SHORT, "--fixed"]}.items():
+        argv = ["--data-dir", folder, "--output-dir", folder / name, *flags]
+        assert training.run(TINY, [str(word) for word in argv]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(made_runs, tmp_path):
+    """Copies a run to the folder of the test."""
+    return lambda name: shutil.copytree(made_runs / name, tmp_path / name)
 
 
 def saved_weights(folder):
@@ -430,7 +453,6 @@ def test_statistics_are_those_of_the_pixels(arrays):
 # Runs
 
 
-@pytest.mark.slow
 def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert run() == (0, "")
     folder = tmp_path / "out"
@@ -456,7 +478,6 @@ def test_run_writes_what_it_promises(run, tmp_path, data_dir):
     assert found == pytest.approx(result["accuracy"])
 
 
-@pytest.mark.slow
 def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
     run("--weight-decay", 0, "--mse-root", 2)
     for row in read_history(tmp_path / "out" / "history.csv"):
@@ -466,13 +487,10 @@ def test_loss_is_the_sum_of_its_parts_and_the_penalty(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
-def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
-    run("--fixed", folder="fixed")
-    run(folder="tuned")
+def test_centroids_move_only_where_they_are_unfrozen(made_runs):
     fixed, tuned = (
-        keras.saving.load_model(tmp_path / name / "model.keras").get_layer("head")
-        for name in ("fixed", "tuned")
+        keras.saving.load_model(made_runs / name / "model.keras").get_layer("head")
+        for name in ("fixed", "out")
     )
     fresh = keras.ops.convert_to_numpy(keras_pedcc.generate_pedcc(3, 5))
     difference = np.abs(keras.ops.convert_to_numpy(fixed.centroids) - fresh)
@@ -482,14 +500,11 @@ def test_centroids_move_only_where_they_are_unfrozen(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
-def test_branch_is_the_run_that_unfroze_itself(run, tmp_path):
-    run(folder="whole")
-    run("--fixed", folder="fixed")
-    assert run("--branch-from", tmp_path / "fixed", folder="branch") == (0, "")
+def test_branch_is_the_run_that_unfroze_itself(run, made_runs, tmp_path):
+    assert run("--branch-from", made_runs / "fixed", folder="branch") == (0, "")
     pairs = zip(
         saved_weights(tmp_path / "branch"),
-        saved_weights(tmp_path / "whole"),
+        saved_weights(made_runs / "out"),
         strict=True,
     )
     for branched, whole in pairs:
@@ -503,10 +518,9 @@ def test_branch_is_the_run_that_unfroze_itself(run, tmp_path):
 
 
 @pytest.fixture
-def killed_branch(run, tmp_path, monkeypatch):
+def killed_branch(run, made_runs, tmp_path, monkeypatch):
     """Flags of a branch that was killed with its state taken over, and no settings."""
-    run("--fixed", "--no-figures", folder="fixed")
-    flags = ["--branch-from", tmp_path / "fixed", "--no-figures"]
+    flags = ["--branch-from", made_runs / "fixed", "--no-figures"]
     start = training.start_branch
 
     def kill(args):
@@ -522,7 +536,6 @@ def killed_branch(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
 def test_branch_that_was_killed_at_its_start_begins_again(run, tmp_path, killed_branch):
     assert run(*killed_branch, folder="branch") == (0, "")
     run(*killed_branch, folder="whole")
@@ -534,7 +547,6 @@ def test_branch_that_was_killed_at_its_start_begins_again(run, tmp_path, killed_
 
 
 @only_once
-@pytest.mark.slow
 def test_other_run_takes_nothing_of_a_branch_that_was_killed(
     run, tmp_path, killed_branch
 ):
@@ -543,7 +555,6 @@ def test_other_run_takes_nothing_of_a_branch_that_was_killed(
     assert [row["train_seconds"] > 0 for row in history] == [True, True]
 
 
-@pytest.mark.slow
 def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
     flags = ["--epochs", 4, "--finetune-epoch", 2, "--mixup", 0.2]
     run(*flags, folder="whole")
@@ -570,9 +581,8 @@ def test_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
-def test_finished_run_is_left_alone(run, tmp_path):
-    run()
+def test_finished_run_is_left_alone(run, copied, tmp_path):
+    copied("out")
     before = (tmp_path / "out" / "result.json").read_text()
     assert run("--resume") == (0, "")
     assert (tmp_path / "out" / "result.json").read_text() == before
@@ -589,7 +599,6 @@ def test_run_whose_loss_becomes_nan_says_so(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--loss", "cross_entropy"], ["--mixup", "0.2"]])
 def test_other_recipes_run(run, tmp_path, flags):
     assert run(*flags, "--mixed-precision", "--label-smoothing", "0.1") == (0, "")
@@ -707,10 +716,9 @@ def test_remains_of_an_unknown_run_are_refused(run, tmp_path, name):
 
 
 @only_once
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["settings.json", "history.csv", "backup.npz"])
-def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
-    run()
+def test_damaged_files_of_a_run_are_told(run, copied, tmp_path, name):
+    copied("out")
     (tmp_path / "out" / "result.json").unlink()
     damaged = {"settings.json": "[1]", "history.csv": "epoch\none\n"}
     (tmp_path / "out" / name).write_text(damaged.get(name, "PK"))
@@ -720,7 +728,6 @@ def test_damaged_files_of_a_run_are_told(run, tmp_path, name):
 
 
 @only_once
-@pytest.mark.slow
 def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", True)
@@ -734,9 +741,8 @@ def test_result_of_a_shortened_run_says_so(run, tmp_path, monkeypatch):
 
 
 @only_once
-@pytest.mark.slow
-def test_run_is_not_written_over(run, tmp_path):
-    run()
+def test_run_is_not_written_over(run, copied, tmp_path):
+    copied("out")
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     code, error = run("--seed", 1)
     assert code == 2
@@ -745,9 +751,8 @@ def test_run_is_not_written_over(run, tmp_path):
 
 
 @only_once
-@pytest.mark.slow
-def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
-    run()
+def test_resumption_with_other_settings_is_refused(run, copied, data_dir, arrays):
+    copied("out")
     code, error = run("--resume", "--epochs", 3, "--seed", 1)
     assert code == 2
     assert "epochs was 2 and is 3; seed was 0 and is 1" in error
@@ -759,10 +764,8 @@ def test_resumption_with_other_settings_is_refused(run, data_dir, arrays):
 
 
 @only_once
-@pytest.mark.slow
-def test_branch_with_other_settings_is_refused(run, tmp_path):
-    run("--fixed", folder="fixed")
-    code, error = run("--branch-from", tmp_path / "fixed", "--margin", 0.2)
+def test_branch_with_other_settings_is_refused(run, made_runs):
+    code, error = run("--branch-from", made_runs / "fixed", "--margin", 0.2)
     assert code == 2
     assert "margin was 0.5 and is 0.2" in error
 

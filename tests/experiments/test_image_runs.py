@@ -33,8 +33,8 @@ def data_dir(tmp_path_factory):
     ):
         np.savez(
             folder / f"{name}.npz",
-            x_train=draw.integers(0, 256, (480, *shape), dtype="uint8"),
-            y_train=np.arange(480, dtype="uint8") % classes,
+            x_train=draw.integers(0, 256, (160, *shape), dtype="uint8"),
+            y_train=np.arange(160, dtype="uint8") % classes,
             # A number that no two devices can share.
             x_test=draw.integers(0, 256, (97, *shape), dtype="uint8"),
             y_test=np.arange(97, dtype="uint8") % classes,
@@ -227,11 +227,13 @@ def test_throughput_of_all_trainers_is_reported(tmp_path, data_dir):
     not os.environ.get("KERAS_PEDCC_DATA"), reason="KERAS_PEDCC_DATA names no folder"
 )
 @pytest.mark.parametrize(
-    ("script", "limit", "floor"), [("emnist", 9400, 0.4), ("cifar100", 6000, 0.05)]
+    ("script", "limit", "held_out", "floor"),
+    [("emnist", 4700, 470, 0.2), ("cifar100", 3000, 500, 0.02)],
 )
-def test_real_images_are_learned(tmp_path, script, limit, floor):
-    """Far above chance (2 and 1 %) after a minute; docs/results/ has longer runs."""
-    flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"], "--limit", limit]
+def test_real_images_are_learned(tmp_path, script, limit, held_out, floor):
+    """Above chance (2 and 1 %) after half a minute; docs/results/ has longer runs."""
+    flags = ["--data-dir", os.environ["KERAS_PEDCC_DATA"]]
+    flags += ["--limit", limit, "--held-out", held_out]
     flags += ["--width", "0.125", "--dim", "64", "--batch-size", "64", "--epochs", "2"]
     # At the paper's rate, 0.1, one seed in two stays below 4 % on CIFAR-100.
     flags += ["--schedule", "cosine", "--learning-rate", "0.05"]

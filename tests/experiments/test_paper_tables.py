@@ -18,6 +18,7 @@ import studies
 from cifar100 import CIFAR100
 from image_experiment import settings
 
+pytestmark = pytest.mark.slow
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 # Stands in for an experiment: tells its process id and environment, and ends at once,
 # or fails, or does not end.

@@ -13,6 +13,8 @@ import pytest
 import unseen_classes
 from tensors import only_once
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
@@ -189,7 +191,6 @@ def test_chunks_that_are_done_are_not_repeated(monkeypatch, tmp_path):
         assert file["y_test"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.slow
 def test_studies_run_and_go_on_where_they_were(features, tmp_path, monkeypatch):
     few = flags(features, tmp_path, "few", "--seeds", "0", "1", "--most-tried", "5")
     few += ["--per-class", "5", "--steps", "40", "--kinds", "cross entropy"]

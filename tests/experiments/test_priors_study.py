@@ -5,8 +5,9 @@ import numpy as np
 import priors
 import pytest
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_study_writes_a_row_for_each_loss(rng, monkeypatch, tmp_path):
     labels = np.arange(60) % 6
     images = types.SimpleNamespace(

@@ -6,6 +6,8 @@ import studies
 from cifar100 import CIFAR100
 from image_experiment import settings
 
+pytestmark = pytest.mark.slow
+
 
 def test_results_are_those_of_the_recorded_runs():
     for path, made in results_table.pages().items():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import sampled_classes
 
+pytestmark = pytest.mark.slow
+
 
 def test_pairs_show_the_characters_of_their_class(rng):
     # The image of a character is its number, and another digit for each writer.

@@ -11,6 +11,8 @@ from tensors import NO_JIT
 
 import keras_pedcc
 
+pytestmark = pytest.mark.slow
+
 
 def test_throughput_tells_in_one_line_that_there_are_no_images(tmp_path, capsys):
     assert throughput.main(["--data-dir", str(tmp_path / "nowhere")]) == 2
@@ -26,7 +28,6 @@ def test_throughput_refuses_to_measure_nothing(flag, capsys):
     assert "--rounds and --steps must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pedcc", "cross_entropy"])
 def test_keras_models_of_throughput_log_accuracy_alone(loss, rng, monkeypatch):
     small = dataclasses.replace(CIFAR100, stem=2, blocks=((1, 2),))

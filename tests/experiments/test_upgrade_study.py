@@ -8,6 +8,8 @@ from image_experiment.data import Images
 from tensors import only_once
 from upgrade_study import figure, heads, measures, strangers, tables, tasks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def images(rng):
@@ -21,7 +23,6 @@ def images(rng):
     return Images(x[0], y_train, x[1], y_test, "made", num_classes=6)
 
 
-@pytest.mark.slow
 def test_study_makes_each_run_once(images, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tasks, "load", lambda _: images)
     path = tmp_path / "upgrade.json"
