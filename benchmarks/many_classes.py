@@ -10,7 +10,8 @@ by blocks of bases without the centroids' array. A step is `train_on_batch` with
 momentum. Each case runs in a process of its own, the cases in turn, `--rounds` times;
 time is the median over the steps of all rounds, `growth_mib` by how much the process
 grows during the steps, `peak_mib` the most that it holds from its start on, with
-imports and the making of the centroids. Batches other than the first size are measured
+imports and the making of the centroids. glibc keeps what is freed, unless
+`MALLOC_TRIM_THRESHOLD_` says otherwise. Batches other than the first size are measured
 with `--batch-classes` classes. `--figure` draws the numbers, of this run or of the file
 that `--draw` names.
 """
@@ -36,6 +37,12 @@ HEADS = {
 COLORS = ("#8d99ae", "#d1495b", "#30638e", "C4", "C8")
 DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
 QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
+# Of glibc: what is freed stays with the process, as after a model has freed one array of
+# 16 to 32 MiB. Else it may return each temporary array to the system, a matter of luck.
+KEEPING = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**26),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
 CENTROIDS = ("random", "array", "generated")
 
 
@@ -90,7 +97,9 @@ def in_process(case, args):
     flags += ["--centroids-dtype", args.centroids_dtype]
     flags += ["--sample-rate", args.sample_rate]
     command = [sys.executable, __file__, *map(str, flags)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=KEEPING | os.environ
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

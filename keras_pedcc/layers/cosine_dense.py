@@ -10,6 +10,7 @@ from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
+from keras_pedcc.layers.normal_rows import by_blocks
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
 from keras_pedcc.layers.running_norm import standardized, updated
 from keras_pedcc.layers.signs import Signs
@@ -151,7 +152,7 @@ class CosineDense(keras.layers.Layer):
         return scores
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        self._add_weights(check_dim(input_shape), self.kernel_initializer)
+        self._add_weights(check_dim(input_shape), by_blocks(self.kernel_initializer))
 
     def grow(self, num_classes: int) -> None:
         """Takes more of the `capacity` classes in use. The weights stay as they are.
