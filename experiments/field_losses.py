@@ -13,7 +13,6 @@ class. Runs that are in the result file are not repeated.
 """
 
 import argparse
-import copy
 import functools
 import pathlib
 
@@ -29,7 +28,7 @@ FIRST_TRIED = LADDER[2:5]
 
 def main(argv=None):
     args = parse_args(argv)
-    images, trial = load(args)
+    images, trial = priors.load(args), priors.load(args, HELD_OUT)
     made = cases(images.num_classes)
     record = feature_heads.Record("field_losses", args, summary)
     for kind in args.kinds or made:
@@ -39,23 +38,6 @@ def main(argv=None):
             record.once(key, functools.partial(run, images, made[kind], key, args))
     record.write()
     print(table(summary(record.runs)))
-
-
-def load(args):
-    """Training and test images; and the same with held-out images for the test."""
-    args = argparse.Namespace(**{**vars(args), "imbalance": 1})
-    args.most += HELD_OUT
-    images = priors.load(args)
-    trial = copy.copy(images)
-    for name in ("x_train", "y_train"):
-        values = getattr(images, name)
-        of_class = values.reshape(images.num_classes, args.most, *values.shape[1:])
-        parts = of_class[:, :-HELD_OUT], of_class[:, -HELD_OUT:]
-        train, held = (part.reshape(-1, *values.shape[1:]) for part in parts)
-        setattr(images, name, train)
-        setattr(trial, name, train)
-        setattr(trial, name.replace("train", "test"), held)
-    return images, trial
 
 
 def chosen_rate(kind, make, trial, record, args):
@@ -166,6 +148,7 @@ def parse_args(argv):
     add("--most", type=int, default=500, help="training images of each class")
     add("--steps", type=int, default=600)
     add("--batch-size", type=int, default=128)
+    parser.set_defaults(imbalance=1)  # of `priors.py`
     return parser.parse_args(argv)
 
 

@@ -1,14 +1,17 @@
 """The studies of other losses, strangers and later classes, on made characters."""
 
 import argparse
+import copy
 import json
 
 import feature_heads
 import field_losses
+import frozen_priors
 import incremental_characters
 import incremental_game
 import keras
 import numpy as np
+import priors
 import pytest
 import strangers
 from image_experiment.data import Images
@@ -30,24 +33,22 @@ def images(rng):
 
 @pytest.fixture
 def loaded(images, monkeypatch):
-    monkeypatch.setattr("image_experiment.data.load", lambda *_: images)
+    """They are what the studies load, each time anew."""
+    monkeypatch.setattr("image_experiment.data.load", lambda *_: copy.copy(images))
     return images
 
 
 @only_once
-def test_held_out_images_are_no_test_and_no_training_images(loaded, monkeypatch):
-    monkeypatch.setattr(field_losses, "HELD_OUT", 5)
-    x, y = loaded.x_train.copy(), loaded.y_train.copy()
-    x_test = loaded.x_test / np.float32(255)
-    images, trial = field_losses.load(argparse.Namespace(most=15, data_dir=None))
-    assert np.bincount(images.y_train).tolist() == [15] * 12
+def test_held_out_images_are_other_training_images(loaded):
+    x, y = loaded.x_train / np.float32(255), loaded.y_train
+    args = argparse.Namespace(most=15, imbalance=1, data_dir=None)
+    trial = priors.load(args, held_out=5)
+    assert np.bincount(trial.y_train).tolist() == [15] * 12
     assert np.bincount(trial.y_test).tolist() == [5] * 12
-    np.testing.assert_array_equal(images.x_test, x_test)
-    assert trial.x_train is images.x_train
-    every = np.concatenate([images.x_train, trial.x_test])
-    labels = np.concatenate([images.y_train, trial.y_test])
+    every = np.concatenate([trial.x_train, trial.x_test])
+    labels = np.concatenate([trial.y_train, trial.y_test])
     for k in range(12):
-        found, expected = every[labels == k], x[y == k] / np.float32(255)
+        found, expected = every[labels == k], x[y == k]
         order = [np.lexsort(each.reshape(20, -1).T) for each in (found, expected)]
         np.testing.assert_array_equal(found[order[0]], expected[order[1]])
 
@@ -136,3 +137,32 @@ def test_rows_of_later_classes_move_to_their_means(rng):
     for k in (1, 2):
         mean = features[y == k].sum(axis=0)
         np.testing.assert_allclose(after[k], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+@only_once
+def test_constants_are_chosen_one_after_the_other():
+    best = {"scale": 15.0, "margin": 0.0, "mse_weight": 1.0, "rate": 0.5}
+    tried = []
+
+    def score(constants):
+        tried.append(constants)
+        return sum(best[name] == value for name, value in constants.items())
+
+    assert frozen_priors.choose("frozen", score) == best
+    assert len(tried) == sum(map(len, frozen_priors.AXES.values()))
+    assert frozen_priors.choose("cross entropy", score) == {"rate": 0.5}
+
+
+@pytest.mark.slow
+def test_study_of_frozen_centroids_with_priors_runs(loaded, monkeypatch, tmp_path):
+    axes = {"scale": ("auto",), "margin": (0.2, 0.0), "mse_weight": (3.0,)}
+    monkeypatch.setattr(frozen_priors, "AXES", {**axes, "rate": (0.05,)})
+    monkeypatch.setattr(frozen_priors, "HELD_OUT", 5)
+    path = tmp_path / "priors.json"
+    flags = ["--steps", "2", "--batch-size", "8", "--most", "8", "--imbalance", "4"]
+    frozen_priors.main([*flags, "--seeds", "0", "--result", str(path)])
+    content = json.loads(path.read_text())
+    assert [row["kind"] for row in content["rows"]] == list(priors.KINDS)
+    assert [row["rate"] for row in content["rows"]] == [0.05] * 3
+    margins = {run.get("margin") for run in content["runs"]}
+    assert margins == {None, 0.2, 0.0}
