@@ -44,7 +44,7 @@ def main(argv=None):
                 key = {"pair": pair, "name": head, "seed": seed}
                 record.once(key, lambda: run(task, key, args))  # noqa: B023
     record.write()
-    print(table(record.runs))
+    print(table(summary(record.runs)))
 
 
 def load(folder):
@@ -112,9 +112,9 @@ def summary(runs):
     return {"rows": rows}
 
 
-def table(runs):
+def table(found):
     """Markdown: AUROC and FPR95 of each head and score, for each pair."""
-    rows = {(row["pair"], row["name"]): row for row in summary(runs)["rows"]}
+    rows = {(row["pair"], row["name"]): row for row in found["rows"]}
     pairs = list(dict.fromkeys(pair for pair, _ in rows))
     shown = [(pair, measure) for pair in pairs for measure in list(MEASURES)[:2]]
     head = ["head: score", *(f"{pair}: {MEASURES[m]}" for pair, m in shown)]
