@@ -149,7 +149,7 @@ def summary(runs):
             row[name] = feature_heads.spread(list(own.values()))
             baseline = values.get((feature_heads.BASELINE, MEANS), {})
             row[name]["minus_cross_entropy"] = feature_heads.paired(own, baseline)
-    return {"rows": list(rows.values())}
+    return {"rows": [rows[method] for method in METHODS if method in rows]}
 
 
 def table(found):
