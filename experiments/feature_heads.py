@@ -24,7 +24,7 @@ PAPER = {"scale": 15.0, "margin": 0.5, "mse_weight": 10.0}
 LATE_FROM, LATE_RATE = 0.6, 1e-3  # share of the epochs before fine-tuning, its rate
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 LEVEL = 0.05  # of significance
-PATHS = ("features", "result", "choice")  # not told: they are of one machine
+PATHS = ("features", "data_dir", "result", "choice")  # of one machine: not told
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables of `docs/results/pretrained_features.md`, from `results/features/`.
+"""Tables of `docs/results/pretrained_features.md` and `later_classes.md`.
 
 `experiments/results_table.py --write` puts them into the page.
 """
@@ -23,7 +23,6 @@ def blocks(folder=FOLDER):
         read("unseen_classes.json", folder),
         read("new_network.json", folder),
     )
-    [later] = read("incremental.json", folder)
     return {
         "few images": few_images.table(few) + conditions(*few),
         "which recipe": which_recipe(few),
@@ -31,7 +30,15 @@ def blocks(folder=FOLDER):
         "retrieval": unseen_classes.retrieval_table(unseen) + conditions(unseen),
         "strangers": unseen_classes.strangers_table(unseen) + conditions(unseen),
         "new network": new_network.table(new) + conditions(new),
-        "incremental": incremental.table(later) + conditions(later),
+    }
+
+
+def later_blocks(folder=FOLDER):
+    """Markdown of each block of `later_classes.md`, by its name."""
+    names = {"features": "incremental", "characters": "incremental_characters"}
+    found = {name: read(f"{file}.json", folder)[0] for name, file in names.items()}
+    return {
+        name: incremental.table(each) + conditions(each) for name, each in found.items()
     }
 
 

@@ -4,41 +4,52 @@
 
 Network, data and steps are those of `priors.py`, with as many training images of each
 class. NTCE and NONL have their published temperature, 0.1; losses with a margin that of
-the package's recipe, 0.2, and `scale="auto"`. Each run is scored once, at its end:
-accuracy on all test images, and mAP@R of their features among 100 of each class.
-Nothing is chosen by the test images. Runs that are in the result file are not repeated.
+the package's recipe, 0.2, and `scale="auto"`.
+
+Each loss has the learning rate of highest accuracy on held-out training images, 100 of
+each class; more rates are tried while the best is at an end. Then it is scored once for
+each seed: accuracy on all test images, and mAP@R of their features among 100 of each
+class. Runs that are in the result file are not repeated.
 """
 
-import json
-import statistics
-import sys
+import argparse
+import functools
+import pathlib
 
+import feature_heads
+import few_images
 import priors
 
 SCORES = ("accuracy", "retrieval")
+HELD_OUT = 100  # images per class
+LADDER = (0.002, 0.005, 0.015, 0.05, 0.15, 0.5, 1.5)
+FIRST_TRIED = LADDER[2:5]
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    args = priors.parse_args(["--imbalance", "1", *argv])
-    images, runs = priors.load(args), earlier_runs(args.result)
-    done = {(each["kind"], each["seed"]) for each in runs}
-    for seed in args.seeds:
-        for kind, make in cases(images.num_classes).items():
-            if (kind, seed) in done:
-                continue
-            scores = run(images, make, seed, args)
-            runs.append({"kind": kind, "seed": seed, **scores})
-            print(json.dumps(runs[-1]), flush=True)
-            priors.save(runs, args, "field_losses.py", rows)
-    for row in rows(runs):
-        print(json.dumps(row), flush=True)
+    args = parse_args(argv)
+    images, trial = priors.load(args), priors.load(args, HELD_OUT)
+    made = cases(images.num_classes)
+    record = feature_heads.Record("field_losses", args, summary)
+    for kind in args.kinds or made:
+        rate = chosen_rate(kind, made[kind], trial, record, args)
+        for seed in args.seeds:
+            key = {"scored": "test", "kind": kind, "seed": seed, "rate": rate}
+            record.once(key, functools.partial(run, images, made[kind], key, args))
+    record.write()
+    print(table(summary(record.runs)))
 
 
-def earlier_runs(path):
-    if path is None or not path.exists():
-        return []
-    return json.loads(path.read_text())["runs"]
+def chosen_rate(kind, make, trial, record, args):
+    """The learning rate of highest accuracy on the held-out images."""
+
+    def score(rate):
+        key = {"scored": "held out", "kind": kind, "seed": args.trial_seed}
+        key["rate"] = rate
+        found = record.once(key, functools.partial(run, trial, make, key, args))
+        return found["accuracy"]
+
+    return few_images.best_rate(score, LADDER, FIRST_TRIED)
 
 
 def cases(number):
@@ -72,20 +83,20 @@ def cases(number):
     }
 
 
-def run(images, make, seed, args):
+def run(images, make, key, args):
     """Accuracy and mAP@R on test images, in percent."""
     import keras
     import numpy as np
 
     import keras_pedcc
 
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(key["seed"])
     inputs = keras.Input((28, 28, 1))
     head, loss = make()
     model = keras_pedcc.PEDCCModel(inputs, head(priors.network(inputs)))
-    rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
+    rate = keras.optimizers.schedules.CosineDecay(key["rate"], args.steps)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4), loss)
-    x, y = priors.drawn(images, args.steps * args.batch_size, seed)
+    x, y = priors.drawn(images, args.steps * args.batch_size, key["seed"])
     model.fit(x, y, batch_size=args.batch_size, shuffle=False, verbose=0)
     outputs = model.predict(images.x_test, batch_size=1000, verbose=0)
     right = outputs["logits"].argmax(axis=1) == images.y_test
@@ -98,17 +109,47 @@ def run(images, make, seed, args):
     return {"accuracy": 100 * float(np.mean(right)), "retrieval": 100 * retrieval}
 
 
-def rows(runs):
-    """Mean and standard deviation over the seeds, of each loss."""
-    found = []
-    for kind in dict.fromkeys(each["kind"] for each in runs):
-        mine, row = [each for each in runs if each["kind"] == kind], {"kind": kind}
-        for name in SCORES:
-            values = [each[name] for each in mine]
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            row[name] = {"mean": statistics.fmean(values), "deviation": deviation}
-        found.append(row)
-    return found
+def summary(runs):
+    """Each score of each loss, beside cross entropy's."""
+    tested = [run for run in runs if run["scored"] == "test"]
+    rows = {run["kind"]: {"kind": run["kind"], "rate": run["rate"]} for run in tested}
+    for name in SCORES:
+        values = feature_heads.grouped(tested, ("kind",), name)
+        for (kind,), own in values.items():
+            found = feature_heads.spread(list(own.values()))
+            baseline = values.get((feature_heads.BASELINE,), {})
+            found["minus_cross_entropy"] = feature_heads.paired(own, baseline)
+            rows[kind][name] = found
+    return {"rows": list(rows.values())}
+
+
+def table(found):
+    """Markdown: a row for each loss."""
+    head = ["loss", "learning rate", "accuracy", "mAP@R"]
+    lines = [
+        [row["kind"], f"{row['rate']:g}"]
+        + [feature_heads.compared(row[name]) for name in SCORES]
+        for row in found["rows"]
+    ]
+    return feature_heads.markdown(head, lines)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=pathlib.Path, help="folder with EMNIST")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--kinds", nargs="+", help="losses, if not all")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--trial-seed", type=int, default=100)
+    add("--most", type=int, default=500, help="training images of each class")
+    add("--steps", type=int, default=600)
+    add("--batch-size", type=int, default=128)
+    parser.set_defaults(imbalance=1)  # of `priors.py`
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

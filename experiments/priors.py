@@ -14,6 +14,7 @@ import pathlib
 import statistics
 
 KINDS = ("cross entropy", "frozen", "trained")
+MILD = {"scale": "auto", "margin": 0.2, "mse_weight": 3.0}
 
 
 def main(argv=None):
@@ -30,8 +31,12 @@ def main(argv=None):
         print(json.dumps(row), flush=True)
 
 
-def load(args):
-    """Unbalanced training images, and all test images, with channels, in [0, 1]."""
+def load(args, held_out=0):
+    """Unbalanced training images, and all test images, with channels, in [0, 1].
+
+    With `held_out`, so many of the other training images of each class take the place
+    of the test images.
+    """
     import numpy as np
     from emnist import EMNIST
     from image_experiment import data
@@ -41,6 +46,10 @@ def load(args):
     order = np.random.default_rng(0).permutation(len(images.y_train))
     labels = images.y_train[order]
     kept = np.concatenate([order[labels == k][:n] for k, n in enumerate(sizes)])
+    if held_out:
+        held = [order[labels == k][n : n + held_out] for k, n in enumerate(sizes)]
+        held = np.concatenate(held)
+        images.x_test, images.y_test = images.x_train[held], images.y_train[held]
     images.x_train, images.y_train = images.x_train[kept], images.y_train[kept]
     for part in ("x_train", "x_test"):
         values = getattr(images, part).astype("float32") / 255
@@ -48,7 +57,7 @@ def load(args):
     return images
 
 
-def run(images, kind, with_priors, seed, args):
+def run(images, kind, with_priors, seed, args, rate=None, **constants):
     """Accuracy in percent on all test images, and on the rarest third of classes."""
     import keras
     import numpy as np
@@ -67,9 +76,10 @@ def run(images, kind, with_priors, seed, args):
         trained = {"trainable": True} if kind == "trained" else {}
         head = keras_pedcc.PEDCCDense(number, return_features=False, **trained)
         outputs = head(features)
-        loss = keras_pedcc.PEDCCLoss("auto", margin=0.2, mse_weight=3.0, priors=priors)
+        loss = keras_pedcc.PEDCCLoss(**{**MILD, **constants}, priors=priors)
     model = keras.Model(inputs, outputs)
-    rate = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.steps)
+    rate = args.learning_rate if rate is None else rate
+    rate = keras.optimizers.schedules.CosineDecay(rate, args.steps)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-4), loss)
     model.fit(
         *drawn(images, args.steps * args.batch_size, seed),

@@ -7,7 +7,7 @@ Each file in `experiments/results/images/` is the `result.json` of a run; runs t
 differ in nothing but the seed make one row. Each file in `experiments/results/losses/`
 is the `table.json` of a comparison, in `studies/` the `study.json` of a
 `centroid_study.py`, in `features/` what a study on pretrained features wrote.
-`upgrade_*.json` are of `upgrade.py`.
+`upgrade_*.json` are of `upgrade.py`, and the others of the script of that name.
 """
 
 import argparse
@@ -18,6 +18,10 @@ import statistics
 import centroid_study
 import compare_losses
 import feature_tables
+import field_losses
+import frozen_priors
+import gallery_table
+import strangers
 import studies
 from cifar100 import CIFAR100
 from emnist import EMNIST
@@ -63,6 +67,7 @@ PAPER = {
     "PEDCC n=3, fine-tuned": {"emnist": 89.73, "cifar100": 71.89},
 }
 STRANGERS = ("frozen", "cross entropy")  # networks in the guide
+GALLERY = ROOT / "benchmarks" / "results" / "gallery_torch_cpu.json"
 # How the origin of the paper's images begins; emnist47.npz is another set.
 OFFICIAL = {
     "emnist": ("tensorflow-datasets emnist/balanced", "emnist_balanced.npz"),
@@ -181,7 +186,7 @@ def _place(environment):
 def read(folder):
     """Contents of all files of a folder of `experiments/results/`, by name."""
     paths = sorted((RESULTS / folder).glob("*.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    return [recorded(path) for path in paths]
 
 
 def pages():
@@ -193,6 +198,7 @@ def pages():
         PAGES / "images.md": {
             "image results": table(read("images")),
             "loss comparison": "\n".join(comparisons),
+            "field losses": study(field_losses, "field_losses_emnist47.json"),
         },
         PAGES / "trained_centroids.md": {
             "centroid study": studies.summary(found),
@@ -201,17 +207,35 @@ def pages():
         PAGES / "upgrade.md": {
             **upgrade_tables.blocks(characters),
             "faces": upgrade_tables.faces_table(upgrades("lfw")),
+            "gallery": gallery_table.table(recorded(GALLERY)),
         },
         PAGES.parent / "guides" / "refuse.md": {
             "strangers": upgrade_tables.strangers_table(characters, STRANGERS)
         },
         PAGES / "pretrained_features.md": feature_tables.blocks(),
+        PAGES / "later_classes.md": feature_tables.later_blocks(),
+        PAGES / "strangers.md": {
+            "all strangers": study(strangers, "strangers.json"),
+        },
+        PAGES / "priors.md": {
+            "frozen priors": study(frozen_priors, "frozen_priors_emnist47.json"),
+        },
     }
+
+
+def study(module, name):
+    """The table of a study, and how it was made."""
+    found = recorded(RESULTS / name)
+    return module.table(found) + feature_tables.conditions(found)
 
 
 def upgrades(images):
     """The runs of `upgrade.py` on these images."""
-    return json.loads((RESULTS / f"upgrade_{images}.json").read_text())["runs"]
+    return recorded(RESULTS / f"upgrade_{images}.json")["runs"]
+
+
+def recorded(path):
+    return json.loads(path.read_text())
 
 
 def with_blocks(text, made):

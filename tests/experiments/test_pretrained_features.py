@@ -6,6 +6,7 @@ import types
 import feature_heads
 import few_images
 import incremental
+import incremental_game
 import new_network
 import numpy as np
 import pretrained_features
@@ -133,12 +134,12 @@ def test_largest_of_cross_entropy_is_a_probability_and_energy_knows_the_scale():
 
 @only_once
 def test_accuracies_of_sessions_tell_base_and_later_classes_apart():
-    plan = incremental.Plan([None] * 2, [2, 3], None, np.array([0, 0, 1, 2]))
+    plan = incremental_game.Plan([None] * 2, [2, 3], None, np.array([0, 0, 1, 2]))
     hits = [
         (plan.y < 2, np.array([True, True, False, True])),
         (plan.y < 3, np.array([True, False, False, True])),
     ]
-    found = incremental.accuracies(hits, plan)
+    found = incremental_game.accuracies(hits, plan)
     assert found["sessions"] == pytest.approx([200 / 3, 50.0])
     assert found["average"] == pytest.approx(175 / 3)
     assert found["last_base"] == pytest.approx(100 / 3)
