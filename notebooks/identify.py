@@ -5,7 +5,10 @@
 # trained on the digits 0 to 5. Digits 6 and 7 give the threshold, 8 and 9 are enrolled.
 
 # %%
-# In Colab, first run: %pip install -q "keras-pedcc[plot]" scikit-learn
+# In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
+# %pip install -q --find-links . keras-pedcc matplotlib scikit-learn
+
+# %%
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
