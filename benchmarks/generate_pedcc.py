@@ -15,6 +15,19 @@ import json
 import statistics
 import time
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-classes", type=int, default=47)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 
@@ -91,11 +104,7 @@ def compare(num_classes, dim, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-classes", type=int, default=47)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
+    args = parse_args()
     print(json.dumps(compare(args.num_classes, args.dim, args.repeats), indent=1))
 
 

@@ -22,15 +22,40 @@ import subprocess
 import sys
 import time
 
+CASES = ("floor", "dense", "pedcc", "streaming", "kerdock")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--classes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    add("--cases", nargs="+", choices=CASES, default=list(CASES))
+    add("--dim", type=int, default=512)
+    add("--batch", type=int, default=1024)
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--steps", type=int, default=20)
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    add("--case", choices=CASES, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 
-CASES = ("floor", "dense", "pedcc", "streaming", "kerdock")
 SCALE = 30.0
 
 
 def main(argv=None):
     args = parse_args(argv)
+    if keras.backend.backend() == "tensorflow":
+        raise SystemExit("Set KERAS_BACKEND=jax or torch.")
     if args.case:
         print(json.dumps(measure(args)))
         return
@@ -227,26 +252,6 @@ def result_of(rows, args):
         "rows": rows,
         "environment": environment(),
     }
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--classes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    add("--cases", nargs="+", choices=CASES, default=list(CASES))
-    add("--dim", type=int, default=512)
-    add("--batch", type=int, default=1024)
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    add("--steps", type=int, default=20)
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    add("--case", choices=CASES, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if keras.backend.backend() == "tensorflow":
-        parser.error("set KERAS_BACKEND=jax or torch")
-    return args
 
 
 if __name__ == "__main__":

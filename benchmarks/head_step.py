@@ -18,6 +18,23 @@ import pathlib
 import statistics
 import sys
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--num-classes", type=int, nargs="+", default=[100, 10000, 50000])
+    add("--batch", type=int, default=128)
+    add("--dim", type=int, default=512)
+    add("--steps", type=int, default=200, help="fewer of many classes")
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    add("--no-update", action="store_true", help="time loss and gradients alone")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from environment import environment
@@ -152,15 +169,7 @@ def compare(num_classes, batch, dim, steps, update):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--num-classes", type=int, nargs="+", default=[100, 10000, 50000])
-    add("--batch", type=int, default=128)
-    add("--dim", type=int, default=512)
-    add("--steps", type=int, default=200, help="fewer of many classes")
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    add("--no-update", action="store_true", help="time loss and gradients alone")
-    args = parser.parse_args()
+    args = parse_args()
     rows = []
     for num_classes in args.num_classes:
         steps = max(10, min(args.steps, 1_000_000 // num_classes))

@@ -17,6 +17,29 @@ import pathlib
 import statistics
 import sys
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--num-classes", type=int, nargs="+", default=[100, 10_000, 50_000])
+    add("--batch", type=int, default=128)
+    add("--dim", type=int, default=512)
+    add("--steps", type=int, default=30)
+    add("--trained", action="store_true", help="time trained centroids, too")
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    if min(args.batch, args.dim - 1, args.steps, *args.num_classes) < 1:
+        parser.error("--batch, --steps must be at least 1, --dim, --num-classes 2")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from turns import alternate
@@ -28,6 +51,8 @@ SCALE, MARGIN, RATE = 30.0, 0.35, 1e-6
 
 def main(argv=None):
     args = parse_args(argv)
+    if keras.backend.backend() != "torch":
+        raise SystemExit("The peers are of PyTorch: set KERAS_BACKEND=torch.")
     rows = []
     for num_classes in args.num_classes:
         rows.append(compare(num_classes, args))
@@ -138,26 +163,6 @@ def versions():
     except ImportError:
         return {}
     return {"pytorch_metric_learning": pytorch_metric_learning.__version__}
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--num-classes", type=int, nargs="+", default=[100, 10_000, 50_000])
-    add("--batch", type=int, default=128)
-    add("--dim", type=int, default=512)
-    add("--steps", type=int, default=30)
-    add("--trained", action="store_true", help="time trained centroids, too")
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    args = parser.parse_args(argv)
-    if keras.backend.backend() != "torch":
-        parser.error("the peers are of PyTorch: set KERAS_BACKEND=torch")
-    if min(args.batch, args.dim - 1, args.steps, *args.num_classes) < 1:
-        parser.error("--batch, --steps must be at least 1, --dim, --num-classes 2")
-    return args
 
 
 if __name__ == "__main__":

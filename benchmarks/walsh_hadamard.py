@@ -23,6 +23,30 @@ import pathlib
 import statistics
 import sys
 
+BLOCK_CLASSES = 4096
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dim", type=int, nargs="+", default=[64, 256], choices=[16, 64, 256, 1024])
+    add("--batch", type=int, default=128)
+    add("--block", type=int, default=BLOCK_CLASSES, help="classes, when streaming")
+    add("--steps", type=int, default=20)
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    if min(args.batch, args.block, args.steps) < 1:
+        parser.error("--batch, --block and --steps must be at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from keras import ops
@@ -33,7 +57,6 @@ from keras_pedcc.centroids.kerdock import KerdockCentroids
 
 SCALE = 30.0
 LARGEST_MATRIX = 2**31 + 1  # bytes
-BLOCK_CLASSES = 4096
 
 
 def hadamard(d):
@@ -255,23 +278,6 @@ def result_of(rows, args):
         "rows": rows,
         "environment": environment(),
     }
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--dim", type=int, nargs="+", default=[64, 256], choices=[16, 64, 256, 1024])
-    add("--batch", type=int, default=128)
-    add("--block", type=int, default=BLOCK_CLASSES, help="classes, when streaming")
-    add("--steps", type=int, default=20)
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    args = parser.parse_args(argv)
-    if min(args.batch, args.block, args.steps) < 1:
-        parser.error("--batch, --block and --steps must be at least 1")
-    return args
 
 
 if __name__ == "__main__":

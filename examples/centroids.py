@@ -12,6 +12,29 @@ import argparse
 import json
 import pathlib
 
+
+def parse_args(argv=None):
+    """Settings from the command line; wrong ones end the program with a message."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--num-classes", type=int, default=100, help="number of centroids")
+    add("--dim", type=int, default=32, help="length of each")
+    add("--method", default="auto", help="see keras_pedcc.generate_pedcc")
+    add("--seed", type=int, default=0, help="draws rotation or start")
+    add("--output-dir", type=pathlib.Path, default="runs/centroids", help="for results")
+    args = parser.parse_args(argv)
+    if min(args.num_classes, args.dim) < 2 or args.num_classes > 10_000:
+        parser.error("--num-classes must be 2 to 10,000 and --dim at least 2")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 
@@ -129,24 +152,6 @@ def draw_sphere(axis, args):
 
 def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
-
-
-def parse_args(argv):
-    """Settings from the command line; wrong ones end the program with a message."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--num-classes", type=int, default=100, help="number of centroids")
-    add("--dim", type=int, default=32, help="length of each")
-    add("--method", default="auto", help="see keras_pedcc.generate_pedcc")
-    add("--seed", type=int, default=0, help="draws rotation or start")
-    add("--output-dir", type=pathlib.Path, default="runs/centroids", help="for results")
-    args = parser.parse_args(argv)
-    if min(args.num_classes, args.dim) < 2 or args.num_classes > 10_000:
-        parser.error("--num-classes must be 2 to 10,000 and --dim at least 2")
-    return args
 
 
 if __name__ == "__main__":

@@ -10,6 +10,24 @@ images once, at the end.
 
 import argparse
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", metavar="FILE.npz", help="in place of the download")
+    heads = "cross entropy, centroids frozen at first, or trained from the start"
+    add("--head", choices=("dense", "frozen", "trained"), default="trained", help=heads)
+    add("--epochs", type=int, default=30)
+    add("--limit", type=int, help="take only so many training images")
+    add("--seed", type=int, default=0)
+    add("--verbose", type=int, default=2, help="as of keras.Model.fit")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from keras import layers
@@ -98,19 +116,6 @@ def residual_block(x, filters, strides):
 def convolution(x, filters, strides=1, size=3):
     x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
     return layers.BatchNormalization(momentum=0.9)(x)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", metavar="FILE.npz", help="in place of the download")
-    heads = "cross entropy, centroids frozen at first, or trained from the start"
-    add("--head", choices=("dense", "frozen", "trained"), default="trained", help=heads)
-    add("--epochs", type=int, default=30)
-    add("--limit", type=int, help="take only so many training images")
-    add("--seed", type=int, default=0)
-    add("--verbose", type=int, default=2, help="as of keras.Model.fit")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

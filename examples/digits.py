@@ -19,6 +19,67 @@ import pathlib
 import platform
 import time
 
+SMOKE = {
+    "seeds": [0, 1],
+    "epochs": 2,
+    "finetune_epoch": 1,
+    "output_dir": pathlib.Path("runs/digits_smoke"),
+}
+
+
+def parse_args(argv=None):
+    """Settings from the command line; wrong ones end the program with a message."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--output-dir", type=pathlib.Path, default="runs/digits", help="for results")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
+    add("--epochs", type=int, default=12, help="epochs of each run")
+    recipes = "constants of PEDCC-Loss, see help(keras_pedcc.recipe)"
+    add(
+        "--recipe",
+        choices=("paper", "frozen", "trained"),
+        default="paper",
+        help=recipes,
+    )
+    add("--finetune-epoch", type=int, default=8, help="centroids are trained from it")
+    add("--batch-size", type=int, default=64, help="images per step")
+    add("--dim", type=int, default=64, help="length of the features")
+    add("--learning-rate", type=float, default=0.03, help="of PEDCC-Loss")
+    add("--ce-learning-rate", type=float, default=0.1, help="of cross entropy")
+    add("--centroid-learning-rate", type=float, default=1e-3, help="after unfreezing")
+    add("--mse-root", type=int, default=1, help="n of eq. 10: 1, 2 or 3")
+    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
+    add("--validate", action="store_true", help="hold out training images instead")
+    add("--smoke", action="store_true", help="2 seeds, 2 epochs, fewer images")
+    if parser.parse_args(argv).smoke:
+        parser.set_defaults(**SMOKE)
+    args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))  # one twice would count twice
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser, args):
+    for name in ("epochs", "batch_size", "mse_root"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.dim < 2:
+        parser.error("--dim must be at least 2")
+    if not 0 <= args.finetune_epoch < args.epochs:
+        parser.error(
+            f"--finetune-epoch must be at least 0 and below --epochs; they are "
+            f"{args.finetune_epoch} and {args.epochs}"
+        )
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -42,12 +103,6 @@ PEDCC, CROSS_ENTROPY = "PEDCC-Loss", "Cross entropy"
 LOSSES = (PEDCC, CROSS_ENTROPY)
 COLORS = {PEDCC: "#d1495b", CROSS_ENTROPY: "#30638e"}
 NUM_CLASSES = 10
-SMOKE = {
-    "seeds": [0, 1],
-    "epochs": 2,
-    "finetune_epoch": 1,
-    "output_dir": pathlib.Path("runs/digits_smoke"),
-}
 SMOKE_SAMPLES = 400
 
 
@@ -332,55 +387,6 @@ def print_files(args):
     print("  import keras, keras_pedcc")
     path = args.output_dir / "pedcc.keras"
     print(f'  model = keras.saving.load_model("{path.as_posix()}")')
-
-
-def parse_args(argv):
-    """Settings from the command line; wrong ones end the program with a message."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--output-dir", type=pathlib.Path, default="runs/digits", help="for results")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
-    add("--epochs", type=int, default=12, help="epochs of each run")
-    recipes = "constants of PEDCC-Loss, see help(keras_pedcc.recipe)"
-    add(
-        "--recipe",
-        choices=("paper", "frozen", "trained"),
-        default="paper",
-        help=recipes,
-    )
-    add("--finetune-epoch", type=int, default=8, help="centroids are trained from it")
-    add("--batch-size", type=int, default=64, help="images per step")
-    add("--dim", type=int, default=64, help="length of the features")
-    add("--learning-rate", type=float, default=0.03, help="of PEDCC-Loss")
-    add("--ce-learning-rate", type=float, default=0.1, help="of cross entropy")
-    add("--centroid-learning-rate", type=float, default=1e-3, help="after unfreezing")
-    add("--mse-root", type=int, default=1, help="n of eq. 10: 1, 2 or 3")
-    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
-    add("--validate", action="store_true", help="hold out training images instead")
-    add("--smoke", action="store_true", help="2 seeds, 2 epochs, fewer images")
-    if parser.parse_args(argv).smoke:
-        parser.set_defaults(**SMOKE)
-    args = parser.parse_args(argv)
-    args.seeds = list(dict.fromkeys(args.seeds))  # one twice would count twice
-    check_args(parser, args)
-    return args
-
-
-def check_args(parser, args):
-    for name in ("epochs", "batch_size", "mse_root"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if args.dim < 2:
-        parser.error("--dim must be at least 2")
-    if not 0 <= args.finetune_epoch < args.epochs:
-        parser.error(
-            f"--finetune-epoch must be at least 0 and below --epochs; they are "
-            f"{args.finetune_epoch} and {args.epochs}"
-        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,24 @@ images once, at the end. On emnist47 (`docs/results/images.md`) `--limit 20000
 
 import argparse
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", metavar="FILE.npz", help="in place of the download")
+    heads = "cross entropy, centroids frozen at first, or trained from the start"
+    add("--head", choices=("dense", "frozen", "trained"), default="trained", help=heads)
+    add("--epochs", type=int, default=10)
+    add("--limit", type=int, help="take only so many training images")
+    add("--seed", type=int, default=0)
+    add("--verbose", type=int, default=2, help="as of keras.Model.fit")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from keras import layers
@@ -91,19 +109,6 @@ def build_model(head):
         return keras.Model(inputs, layers.Dense(NUM_CLASSES)(x)), loss
     layer, loss = keras_pedcc.recipe(head, NUM_CLASSES)
     return keras_pedcc.PEDCCModel(inputs, layer(x)), loss
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", metavar="FILE.npz", help="in place of the download")
-    heads = "cross entropy, centroids frozen at first, or trained from the start"
-    add("--head", choices=("dense", "frozen", "trained"), default="trained", help=heads)
-    add("--epochs", type=int, default=10)
-    add("--limit", type=int, help="take only so many training images")
-    add("--seed", type=int, default=0)
-    add("--verbose", type=int, default=2, help="as of keras.Model.fit")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,35 @@ fingerprint of its centroids: a network with others is refused, and nothing is w
 import argparse
 import pathlib
 
+WIDTHS = {"old": 8, "new": 24}
+HEADS = ("frozen", "trained", "dense")
+STEPS = ("train", "enrol", "identify", "upgrade", "remove")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("steps", nargs="*", help=f"of {', '.join(STEPS)}; all but the last if left out")
+    add("--data", metavar="FILE.npz", help="in place of the digits")
+    add("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/gallery"))
+    add("--store", help="folder or postgresql:// address; in the output folder if none")
+    add("--network", choices=WIDTHS, default="old", help="that enrols or identifies")
+    add("--classes", nargs="+", default=[], help="to be enrolled or removed")
+    add("--false-alarms", type=float, default=0.05, help="share of strangers let in")
+    add("--heads", choices=HEADS, nargs="+", default=HEADS, help="to be compared")
+    add("--epochs", type=int, default=15)
+    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
+    args = parser.parse_args(argv)
+    if not set(args.steps) <= set(STEPS):
+        parser.error(f"steps must be of {', '.join(STEPS)}")
+    args.store = args.store or str(args.output_dir / "store")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from gallery_store import open_store
@@ -28,18 +57,17 @@ from keras import layers
 import keras_pedcc
 
 DIM, CHUNK, BATCH_SIZE = 64, 256, 64
-WIDTHS = {"old": 8, "new": 24}
 SEEDS = {"old": 0, "new": 1}  # of all but the centroids
-HEADS = ("frozen", "trained", "dense")
 
 
 def main(argv=None):
-    steps = {each.__name__: each for each in (train, enrol, identify, upgrade, remove)}
-    args = parse_args(argv, steps)
+    args = parse_args(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     data = load_data(args.data)
+    steps = (train, enrol, identify, upgrade, remove)
+    named = dict(zip(STEPS, steps, strict=True))
     for step in args.steps:
-        steps[step](args, data)
+        named[step](args, data)
     if not args.steps:
         run_all(args, data)
 
@@ -204,26 +232,6 @@ def load_data(path):
     parts["strangers"] = ~enrolled
     data = {name: (images[which], labels[which]) for name, which in parts.items()}
     return {**data, "names": names, "known": 3 * len(known) // 4}
-
-
-def parse_args(argv, steps):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("steps", nargs="*", help=f"of {', '.join(steps)}; all but the last if left out")
-    add("--data", metavar="FILE.npz", help="in place of the digits")
-    add("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/gallery"))
-    add("--store", help="folder or postgresql:// address; in the output folder if none")
-    add("--network", choices=WIDTHS, default="old", help="that enrols or identifies")
-    add("--classes", nargs="+", default=[], help="to be enrolled or removed")
-    add("--false-alarms", type=float, default=0.05, help="share of strangers let in")
-    add("--heads", choices=HEADS, nargs="+", default=HEADS, help="to be compared")
-    add("--epochs", type=int, default=15)
-    add("--verbose", type=int, default=1, help="Keras: 0 silent, 1 bars, 2 lines")
-    args = parser.parse_args(argv)
-    if not set(args.steps) <= set(steps):
-        parser.error(f"steps must be of {', '.join(steps)}")
-    args.store = args.store or str(args.output_dir / "store")
-    return args
 
 
 if __name__ == "__main__":

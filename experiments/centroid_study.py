@@ -19,23 +19,14 @@ import shlex
 import sys
 
 import numpy as np
-from compare_losses import (
+from comparison_flags import (
     EXPERIMENTS,
     OF_CLASSES,
-    Job,
     command_of,
-    difference,
-    diverged,
     leave_out_repeats,
-    note_of,
     refuse_flag,
-    run_all,
-    shared_settings,
-    spread,
 )
 from image_experiment.comparisons import LOSSES
-from image_experiment.data import BadInputError, long_tail
-from image_experiment.reporting import environment_of, place_of, write_whole
 
 TRAINED, MILD = ["--centroids", "trained"], ["--margin", "0.2"]
 MILDER, SLOW = LOSSES["pedcc_recipe"], ["--learning-rate", "0.02"]
@@ -58,6 +49,83 @@ RECIPES = {
     "with the network, anchored": [*TRAINED, "--no-keep-mean", "--anchor", "0.01"],
     "with the network, random start": ["--centroids", "random"],
 }
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Further flags go to every run, as --width 0.25; emnist.py --help lists "
+        "them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
+    add("--data-dir", type=pathlib.Path, help="as of emnist.py; digits need none")
+    add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
+    add(
+        "--recipes",
+        nargs="+",
+        default=list(RECIPES),
+        choices=RECIPES,
+        metavar="R",
+        help="names in quotes",
+    )
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every recipe")
+    add(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[600],
+        help="of each run, to the nearest whole epoch: one number, or one for each of "
+        "--per-class",
+    )
+    add(
+        "--imbalance",
+        type=float,
+        default=1.0,
+        help="images of the first class, which has --per-class, for each of the last",
+    )
+    add("--batch-size", type=int, default=64, help="images per step")
+    add("--learning-rate", type=float, default=0.05, help="of the network")
+    add("--jobs", type=int, default=1, help="runs side by side")
+    add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
+    args, args.flags = parser.parse_known_args(argv)
+    for flag in ("--limit", "--epochs", "--passes"):
+        refuse_flag(parser, args, flag, "it follows from --per-class and --steps")
+    refuse_flag(parser, args, "--seed", "name all with --seeds")
+    refuse_flag(parser, args, "--loss", "it is that of the recipe")
+    args.command = command_of("centroid_study", parser, args)
+    args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
+    for name in ("jobs", "batch_size", "steps", "per_class", "imbalance"):
+        if np.min(getattr(args, name)) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if len(args.steps) == 1:
+        args.steps *= len(args.per_class)
+    if len(args.steps) != len(args.per_class):
+        parser.error("--steps must be one number, or one for each of --per-class")
+    if len(set(args.per_class)) < len(args.per_class):
+        parser.error("--per-class must be different numbers")
+    leave_out_repeats(args, "recipes", "seeds")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
+from compare_losses import (
+    Job,
+    difference,
+    diverged,
+    note_of,
+    run_all,
+    shared_settings,
+    spread,
+)
+from image_experiment.data import BadInputError, long_tail
+from image_experiment.reporting import environment_of, place_of, write_whole
+
 BASELINE = "cross entropy"
 EPOCHS = 12  # about, so that few images do not mean many short epochs
 
@@ -220,65 +288,6 @@ def draw(study, path):
     if axis.get_legend_handles_labels()[0]:  # none of cross entropy alone
         figure.legend(loc="outside right center", fontsize=8)
     save(figure, path)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Further flags go to every run, as --width 0.25; emnist.py --help lists "
-        "them.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
-    add("--data-dir", type=pathlib.Path, help="as of emnist.py; digits need none")
-    add("--per-class", type=int, nargs="+", default=[5, 20, 100], metavar="N")
-    add(
-        "--recipes",
-        nargs="+",
-        default=list(RECIPES),
-        choices=RECIPES,
-        metavar="R",
-        help="names in quotes",
-    )
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of every recipe")
-    add(
-        "--steps",
-        type=int,
-        nargs="+",
-        default=[600],
-        help="of each run, to the nearest whole epoch: one number, or one for each of "
-        "--per-class",
-    )
-    add(
-        "--imbalance",
-        type=float,
-        default=1.0,
-        help="images of the first class, which has --per-class, for each of the last",
-    )
-    add("--batch-size", type=int, default=64, help="images per step")
-    add("--learning-rate", type=float, default=0.05, help="of the network")
-    add("--jobs", type=int, default=1, help="runs side by side")
-    add("--output-dir", type=pathlib.Path, help="runs/study_DATASET if left out")
-    args, args.flags = parser.parse_known_args(argv)
-    for flag in ("--limit", "--epochs", "--passes"):
-        refuse_flag(parser, args, flag, "it follows from --per-class and --steps")
-    refuse_flag(parser, args, "--seed", "name all with --seeds")
-    refuse_flag(parser, args, "--loss", "it is that of the recipe")
-    args.command = command_of("centroid_study", parser, args)
-    args.output_dir = args.output_dir or pathlib.Path("runs") / f"study_{args.dataset}"
-    for name in ("jobs", "batch_size", "steps", "per_class", "imbalance"):
-        if np.min(getattr(args, name)) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if len(args.steps) == 1:
-        args.steps *= len(args.per_class)
-    if len(args.steps) != len(args.per_class):
-        parser.error("--steps must be one number, or one for each of --per-class")
-    if len(set(args.per_class)) < len(args.per_class):
-        parser.error("--per-class must be different numbers")
-    leave_out_repeats(args, "recipes", "seeds")
-    return args
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ narrower network and fewer epochs (`--width`, `--epochs`, `--decay-epochs`).
 
 from image_experiment.data import Source
 from image_experiment.experiment import Experiment
-from image_experiment.training import run
+from image_experiment.settings import make_parser
 
 CIFAR100 = Experiment(
     name="cifar100",
@@ -36,4 +36,8 @@ CIFAR100 = Experiment(
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(CIFAR100, description=__doc__.splitlines()[0]))
+    description = __doc__.splitlines()[0]
+    make_parser(CIFAR100, description).parse_args()  # `--help` ends here
+    from image_experiment.training import run
+
+    raise SystemExit(run(CIFAR100, description=description))

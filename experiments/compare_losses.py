@@ -25,61 +25,92 @@ import math
 import multiprocessing
 import os
 import pathlib
-import shlex
 import statistics
 import sys
 import threading
 import time
 
-import keras
-from cifar100 import CIFAR100
-from emnist import EMNIST
-from faces import FACES
-from image_experiment import settings, training
+from comparison_flags import (
+    DEFAULT_FLAGS,
+    EXPERIMENTS,
+    command_of,
+    leave_out_repeats,
+    refuse_flag,
+)
 from image_experiment.comparisons import LOSSES, best_rate, share_gpu
-from image_experiment.data import BadInputError, Source, load_digits
-from image_experiment.experiment import Experiment
-from image_experiment.reporting import environment_of, place_of
-from scipy import stats
 
-MNIST = Experiment(
-    name="mnist",
-    source=Source("MNIST", ("mnist.npz",), "mnist", (28, 28, 1), 10),
-    stem=EMNIST.stem,
-    blocks=EMNIST.blocks,
-    dim=EMNIST.dim,
-    pad=0,
-    flip=False,
-    notes="",
-)
-DIGITS = Experiment(
-    name="digits",
-    source=Source("Digits", (), "", (8, 8, 1), 10, loader=load_digits),
-    stem=16,
-    blocks=((1, 32), (1, 64)),
-    dim=64,
-    pad=0,
-    flip=False,
-    notes="",
-)
-EXPERIMENTS = {
-    "digits": DIGITS,
-    "mnist": MNIST,
-    "emnist47": EMNIST,
-    "cifar100": CIFAR100,
-    "faces": FACES,
-}
-OF_CLASSES = [name for name in EXPERIMENTS if name != "faces"]  # not of pairs
-BASELINE = "cross_entropy"
-CHOICE_OF_IMAGES = ("limit", "imbalance", "held_out", "score_held_out", "min_images")
 # Flags of one run, and what stands for them here.
 OF_ONE_RUN = {
     "--seed": "--seeds",
     "--loss": "--losses",
     "--learning-rate": "--learning-rates",
 }
-# Flags of the runs that folders follow.
-FOLDERS = ("--data-dir", "--lfw", "--train", "--output-dir", "--branch-from")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
+    add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
+    add("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, metavar="LOSS")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the table")
+    add(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        default=[0.03, 0.1],
+        help="each loss takes one of them",
+    )
+    add("--tuning-seeds", type=int, nargs="+", default=[100], help="to choose with")
+    add(
+        "--held-out",
+        type=int,
+        help="images to choose with (faces: people); about a tenth if left out",
+    )
+    add("--jobs", type=int, default=1, help="runs side by side")
+    add("--output-dir", type=pathlib.Path, help="runs/compare_DATASET if left out")
+    args, args.flags = parser.parse_known_args(argv)
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    leave_out_repeats(args, "losses", "seeds", "learning_rates", "tuning_seeds")
+    for flag, own in OF_ONE_RUN.items():
+        refuse_flag(parser, args, flag, f"did you mean {own}?")
+    args.command = command_of("compare_losses", parser, args)
+    args.output_dir = (
+        args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
+    )
+    args.held_out = args.held_out or default_held_out(args)
+    args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
+    return args
+
+
+def default_held_out(args):
+    return {
+        "digits": 300,
+        "mnist": 6000,
+        "emnist47": 9400,
+        "cifar100": 5000,
+        "faces": 100,  # people
+    }[args.dataset]
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
+import keras
+from image_experiment import settings, training
+from image_experiment.data import BadInputError
+from image_experiment.reporting import environment_of, place_of
+from scipy import stats
+
+BASELINE = "cross_entropy"
+CHOICE_OF_IMAGES = ("limit", "imbalance", "held_out", "score_held_out", "min_images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,108 +466,6 @@ def draw(summary, path):
     axis.grid(axis="x", alpha=0.3)
     axis.set(xlabel=f"test accuracy on {summary['dataset']} (%)")
     save(figure, path)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--dataset", choices=EXPERIMENTS, default="digits", help="which images")
-    add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
-    add("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, metavar="LOSS")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the table")
-    add(
-        "--learning-rates",
-        type=float,
-        nargs="+",
-        default=[0.03, 0.1],
-        help="each loss takes one of them",
-    )
-    add("--tuning-seeds", type=int, nargs="+", default=[100], help="to choose with")
-    add(
-        "--held-out",
-        type=int,
-        help="images to choose with (faces: people); about a tenth if left out",
-    )
-    add("--jobs", type=int, default=1, help="runs side by side")
-    add("--output-dir", type=pathlib.Path, help="runs/compare_DATASET if left out")
-    args, args.flags = parser.parse_known_args(argv)
-    if args.jobs < 1:
-        parser.error("--jobs must be at least 1")
-    leave_out_repeats(args, "losses", "seeds", "learning_rates", "tuning_seeds")
-    for flag, own in OF_ONE_RUN.items():
-        refuse_flag(parser, args, flag, f"did you mean {own}?")
-    args.command = command_of("compare_losses", parser, args)
-    args.output_dir = (
-        args.output_dir or pathlib.Path("runs") / f"compare_{args.dataset}"
-    )
-    args.held_out = args.held_out or default_held_out(args)
-    args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
-    return args
-
-
-def leave_out_repeats(args, *names):
-    """A seed given twice would count twice, and two processes share its folder."""
-    for name in names:
-        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
-
-
-def refuse_flag(parser, args, flag, instead):
-    """Ends the program if a flag that differs from run to run is to go to all."""
-    if any(word.partition("=")[0] == flag for word in args.flags):
-        parser.error(f"{flag} cannot go to every run: {instead}")
-
-
-# The digits are small: the paper's 120 epochs would be 120 times too many, and in 240
-# steps instead of 23,400 the plain softmax must fade as much faster.
-DEFAULT_FLAGS = {
-    "digits": "--epochs 12 --batch-size 64 --schedule cosine --finetune-epoch 8 "
-    "--annealing-speed 100".split()
-}
-
-
-def default_held_out(args):
-    return {
-        "digits": 300,
-        "mnist": 6000,
-        "emnist47": 9400,
-        "cifar100": 5000,
-        "faces": 100,  # people
-    }[args.dataset]
-
-
-def command_of(script, parser, args):
-    """The command of a script: what is not a default, without folders of this machine.
-
-    Args:
-        script: Name of the script.
-        parser: Its parser.
-        args: What that has read; `args.flags` are those that go to every run.
-    """
-    words = ["python", f"experiments/{script}.py"]
-    for action in parser._actions:
-        value = getattr(args, action.dest, action.default)
-        if value == action.default or action.type is pathlib.Path:
-            continue
-        words += [action.option_strings[0]]
-        words += value if isinstance(value, list) else [value]
-    return shlex.join(map(str, [*words, *without_folders(args.flags)]))
-
-
-def without_folders(flags):
-    """Flags of the runs, with FOLDER in the place of each folder."""
-    shown, folder_follows = [], False
-    for word in flags:
-        flag, equals, _ = word.partition("=")
-        of_folder = flag in FOLDERS
-        word = f"{flag}=FOLDER" if of_folder and equals else word
-        shown.append("FOLDER" if folder_follows else word)
-        folder_follows = of_folder and not equals
-    return shown
 
 
 if __name__ == "__main__":

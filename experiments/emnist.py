@@ -11,7 +11,7 @@ Balanced split of EMNIST. Another set of characters in the same 47 classes goes 
 
 from image_experiment.data import Source
 from image_experiment.experiment import Experiment
-from image_experiment.training import run
+from image_experiment.settings import make_parser
 
 EMNIST = Experiment(
     name="emnist",
@@ -35,4 +35,8 @@ EMNIST = Experiment(
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(EMNIST, description=__doc__.splitlines()[0]))
+    description = __doc__.splitlines()[0]
+    make_parser(EMNIST, description).parse_args()  # `--help` ends here
+    from image_experiment.training import run
+
+    raise SystemExit(run(EMNIST, description=description))

@@ -9,7 +9,7 @@ needs is the official LFW folder, or an `.npz` with the same.
 """
 
 from image_experiment.face_experiment import FaceExperiment
-from image_experiment.training import run
+from image_experiment.settings import make_parser
 
 FACES = FaceExperiment(
     name="faces",
@@ -22,4 +22,8 @@ FACES = FaceExperiment(
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(FACES, description=__doc__.splitlines()[0]))
+    description = __doc__.splitlines()[0]
+    make_parser(FACES, description).parse_args()  # `--help` ends here
+    from image_experiment.training import run
+
+    raise SystemExit(run(FACES, description=description))

@@ -25,9 +25,38 @@ import math
 import pathlib
 import sys
 
+from comparison_flags import DEFAULT_FLAGS, EXPERIMENTS, OF_CLASSES, command_of
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
+    add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
+    choices = ("features", "gradients")
+    add("--draw", nargs="+", choices=choices, default=choices, help="which figures")
+    add(
+        "--output-dir", type=pathlib.Path, help="runs/feature_space_DATASET if left out"
+    )
+    args, args.flags = parser.parse_known_args(argv)
+    args.command = command_of("feature_space", parser, args)
+    name = f"feature_space_{args.dataset}"
+    args.output_dir = args.output_dir or pathlib.Path("runs") / name
+    args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
-from compare_losses import DEFAULT_FLAGS, EXPERIMENTS, OF_CLASSES, command_of
 from image_experiment import feature_figures, settings, training
 from image_experiment.data import BadInputError
 from image_experiment.feature_figures import CLASS_COLORS, Cloud
@@ -243,29 +272,6 @@ def verdict(epochs, kept):
     if not kept:
         return f"The paper's order, {order}, holds nowhere."
     return f"The paper's order, {order}, holds after epoch {', '.join(map(str, kept))}."
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Further flags go to every run, as --width 0.25 or --epochs 5.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--dataset", choices=OF_CLASSES, default="digits", help="which images")
-    add("--data-dir", type=pathlib.Path, help="as of cifar100.py; digits need none")
-    choices = ("features", "gradients")
-    add("--draw", nargs="+", choices=choices, default=choices, help="which figures")
-    add(
-        "--output-dir", type=pathlib.Path, help="runs/feature_space_DATASET if left out"
-    )
-    args, args.flags = parser.parse_known_args(argv)
-    args.command = command_of("feature_space", parser, args)
-    name = f"feature_space_{args.dataset}"
-    args.output_dir = args.output_dir or pathlib.Path("runs") / name
-    args.flags = [*DEFAULT_FLAGS.get(args.dataset, []), *args.flags]
-    return args
 
 
 if __name__ == "__main__":

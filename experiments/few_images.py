@@ -15,8 +15,45 @@ import functools
 import pathlib
 import statistics
 
+from feature_kinds import BASELINE, KINDS
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--features", type=pathlib.Path, required=True, help="file of features")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--per-class", type=int, nargs="+", default=[5, 10, 50], help="images")
+    add("--steps", type=int, nargs="+", default=[600, 600, 1000], help="for each")
+    add("--chosen-at", type=int, nargs="+", help="images in the trials, for each")
+    add("--batch-size", type=int, default=100)
+    add("--hidden", type=int, default=512)
+    add("--dim", type=int, default=128)
+    add("--first", type=int, help="only so many training images, from the first on")
+    add("--most-tried", type=int, default=450, help="images per class in a trial")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS)[:8])
+    add("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of tests")
+    add("--trial-seeds", type=int, nargs="+", default=[100])
+    args = parser.parse_args(argv)
+    args.chosen_at = args.chosen_at or args.per_class
+    if not len(args.steps) == len(args.chosen_at) == len(args.per_class):
+        parser.error(
+            "--steps and --chosen-at must have one number for each of --per-class"
+        )
+    if not set(args.chosen_at) <= set(args.per_class):
+        parser.error("--chosen-at must be of --per-class")
+    return args
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import feature_heads
-from feature_heads import BASELINE, KINDS, LEVEL, Network, Record, Shape, pick
+from feature_heads import LEVEL, Network, Record, Shape, pick
 
 HELD_OUT = 50  # images per class
 LADDER = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -177,36 +214,6 @@ def tied(row):
     """Whether a row is the best, or not significantly behind it."""
     behind = row["minus_best"]
     return row["best"] or (behind is not None and behind["p"] >= LEVEL)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--features", type=pathlib.Path, required=True, help="file of features")
-    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
-    add("--per-class", type=int, nargs="+", default=[5, 10, 50], help="images")
-    add("--steps", type=int, nargs="+", default=[600, 600, 1000], help="for each")
-    add("--chosen-at", type=int, nargs="+", help="images in the trials, for each")
-    add("--batch-size", type=int, default=100)
-    add("--hidden", type=int, default=512)
-    add("--dim", type=int, default=128)
-    add("--first", type=int, help="only so many training images, from the first on")
-    add("--most-tried", type=int, default=450, help="images per class in a trial")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS)[:8])
-    add("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of tests")
-    add("--trial-seeds", type=int, nargs="+", default=[100])
-    args = parser.parse_args(argv)
-    args.chosen_at = args.chosen_at or args.per_class
-    if not len(args.steps) == len(args.chosen_at) == len(args.per_class):
-        parser.error(
-            "--steps and --chosen-at must have one number for each of --per-class"
-        )
-    if not set(args.chosen_at) <= set(args.per_class):
-        parser.error("--chosen-at must be of --per-class")
-    return args
 
 
 if __name__ == "__main__":

@@ -14,11 +14,7 @@ import argparse
 import functools
 import pathlib
 
-import feature_heads
-import numpy as np
-from feature_heads import KINDS, Network, Record, Shape, pick
-
-import keras_pedcc
+from feature_kinds import KINDS
 
 NAMES = (
     "cross entropy",
@@ -29,6 +25,40 @@ NAMES = (
     "frozen mild",
     "paper",
 )
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--features", type=pathlib.Path, required=True, help="file of features")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--choice", type=pathlib.Path, required=True, help="JSON of few_images.py")
+    add("--choice-of", type=int, default=50, help="its images per class")
+    add("--per-class", type=int, default=100, help="training images")
+    add("--steps", type=int, default=1000)
+    add("--batch-size", type=int, default=100)
+    add("--hidden", type=int, default=512, help="of the old network")
+    add("--dim", type=int, default=128)
+    add("--queries", type=int, default=50, help="test images of each class")
+    add("--first", type=int, help="only so many training images, from the first on")
+    add("--kinds", nargs="+", choices=KINDS, default=list(NAMES))
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
+import feature_heads
+import numpy as np
+from feature_heads import Network, Record, Shape, pick
+
+import keras_pedcc
+
 # Those that few_images.py does not try have the rate of their next of kin.
 RATE_OF = {
     "AM-Softmax, shared start": "AM-Softmax",
@@ -166,28 +196,6 @@ def table(found, measure="recall_at_1"):
         )
     ]
     return feature_heads.markdown(head, lines)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--features", type=pathlib.Path, required=True, help="file of features")
-    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
-    add("--choice", type=pathlib.Path, required=True, help="JSON of few_images.py")
-    add("--choice-of", type=int, default=50, help="its images per class")
-    add("--per-class", type=int, default=100, help="training images")
-    add("--steps", type=int, default=1000)
-    add("--batch-size", type=int, default=100)
-    add("--hidden", type=int, default=512, help="of the old network")
-    add("--dim", type=int, default=128)
-    add("--queries", type=int, default=50, help="test images of each class")
-    add("--first", type=int, help="only so many training images, from the first on")
-    add("--kinds", nargs="+", choices=KINDS, default=list(NAMES))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

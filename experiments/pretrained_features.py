@@ -17,6 +17,25 @@ repeated: the same command goes on where it was stopped.
 import argparse
 import pathlib
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=pathlib.Path, required=True, help="folder of cifar100.npz")
+    add("--output", type=pathlib.Path, required=True, help="folder for the features")
+    add("--pixels", type=int, default=128, help="edge of the images the network sees")
+    add("--chunk", type=int, default=1000, help="images of a file")
+    add("--batch-size", type=int, default=20, help="small: what it holds fits a cache")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import numpy as np
 
 from keras_pedcc.common.atomic import write_file
@@ -112,20 +131,6 @@ def joined(data, chunks):
 
 def write(path, arrays):
     write_file(path, lambda file: np.savez(file, **arrays))
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--data-dir", type=pathlib.Path, required=True, help="folder of cifar100.npz")
-    add("--output", type=pathlib.Path, required=True, help="folder for the features")
-    add("--pixels", type=int, default=128, help="edge of the images the network sees")
-    add("--chunk", type=int, default=1000, help="images of a file")
-    add("--batch-size", type=int, default=20, help="small: what it holds fits a cache")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

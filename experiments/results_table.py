@@ -15,6 +15,19 @@ import json
 import pathlib
 import statistics
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--write", action="store_true", help="put them into their pages"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import centroid_study
 import compare_losses
 import feature_tables
@@ -248,10 +261,7 @@ def with_blocks(text, made):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--write", action="store_true", help="put them into their pages")
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     for path, made in pages().items():
         if args.write:
             path.write_text(with_blocks(path.read_text(), made))

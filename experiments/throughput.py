@@ -21,6 +21,28 @@ import statistics
 import sys
 import time
 
+
+def parse_args(argv=None):
+    """Settings of this program, and the flags of the run."""
+    own = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further flags are those of a run, see cifar100.py --help.",
+        allow_abbrev=False,
+    )
+    own.add_argument("--rounds", type=int, default=6)
+    own.add_argument("--steps", type=int, default=20, help="of each round")
+    own.add_argument("--torch-compile", action="store_true", help="of plain PyTorch")
+    own.add_argument("--result", type=pathlib.Path, help="file for the numbers")
+    ours, rest = own.parse_known_args(argv)
+    if min(ours.rounds, ours.steps) < 1:
+        own.error("--rounds and --steps must be at least 1.")
+    return ours, rest
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 from cifar100 import CIFAR100
 from image_experiment import data, networks, settings, training
@@ -43,19 +65,6 @@ def main(argv=None):
     if ours.result:
         ours.result.write_text(json.dumps(result, indent=1) + "\n")
     return 0
-
-
-def parse_args(argv):
-    """Settings of this program, and the flags for those of the experiment."""
-    own = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False)
-    own.add_argument("--rounds", type=int, default=6)
-    own.add_argument("--steps", type=int, default=20, help="of each round")
-    own.add_argument("--torch-compile", action="store_true", help="of plain PyTorch")
-    own.add_argument("--result", type=pathlib.Path, help="file for the numbers")
-    ours, rest = own.parse_known_args(argv)
-    if min(ours.rounds, ours.steps) < 1:
-        own.error("--rounds and --steps must be at least 1.")
-    return ours, rest
 
 
 def run(ours, args):

@@ -18,16 +18,45 @@ import argparse
 import functools
 import pathlib
 
+from feature_kinds import BASELINE, KINDS
+
+NAMES = tuple(KINDS)[:8]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--features", type=pathlib.Path, required=True, help="file of features")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--choice", type=pathlib.Path, required=True, help="JSON of few_images.py")
+    add("--choice-of", type=int, default=50, help="its images per class")
+    add("--per-class", type=int, default=100, help="training images")
+    add("--steps", type=int, default=1000)
+    add("--batch-size", type=int, default=100)
+    add("--hidden", type=int, default=512)
+    add("--dim", type=int, default=128)
+    add("--first", type=int, help="only so many training images, from the first on")
+    add("--kinds", nargs="+", choices=KINDS, default=list(NAMES))
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import feature_heads
 import numpy as np
-from feature_heads import BASELINE, KINDS, Network, Record, Shape, pick
+from feature_heads import Network, Record, Shape, pick
 from scipy import special
 from sklearn.metrics import roc_auc_score
 
 import keras_pedcc
 
 NEIGHBOURS = 10
-NAMES = tuple(KINDS)[:8]
 WITHOUT = "the features themselves"
 SCORES = ("largest", "energy", "neighbours")
 
@@ -199,27 +228,6 @@ def _table(found, head, names):
         cells = [feature_heads.compared(row.get(name)) for name in names]
         lines.append([row["kind"], *cells])
     return feature_heads.markdown(head, lines)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--features", type=pathlib.Path, required=True, help="file of features")
-    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
-    add("--choice", type=pathlib.Path, required=True, help="JSON of few_images.py")
-    add("--choice-of", type=int, default=50, help="its images per class")
-    add("--per-class", type=int, default=100, help="training images")
-    add("--steps", type=int, default=1000)
-    add("--batch-size", type=int, default=100)
-    add("--hidden", type=int, default=512)
-    add("--dim", type=int, default=128)
-    add("--first", type=int, help="only so many training images, from the first on")
-    add("--kinds", nargs="+", choices=KINDS, default=list(NAMES))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

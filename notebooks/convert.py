@@ -6,7 +6,10 @@
 # look like.
 
 # %%
-# In Colab, first run: %pip install -q "keras-pedcc[plot]" scikit-learn
+# In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
+# %pip install -q --find-links . keras-pedcc matplotlib scikit-learn
+
+# %%
 import keras
 import matplotlib.pyplot as plt
 import numpy as np

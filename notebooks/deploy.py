@@ -5,7 +5,10 @@
 # names and probabilities, and leaves Keras as a SavedModel or an ONNX file.
 
 # %%
-# In Colab, first run: %pip install -q "keras-pedcc[plot]" scikit-learn
+# In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
+# %pip install -q --find-links . keras-pedcc matplotlib scikit-learn
+
+# %%
 import importlib.util
 
 import keras

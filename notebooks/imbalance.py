@@ -7,7 +7,10 @@
 # loss how frequent the classes are. Always compare with cross entropy on your images.
 
 # %%
-# In Colab, first run: %pip install -q "keras-pedcc[plot]" scikit-learn
+# In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
+# %pip install -q --find-links . keras-pedcc matplotlib scikit-learn
+
+# %%
 import keras
 import matplotlib.pyplot as plt
 import numpy as np

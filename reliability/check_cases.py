@@ -11,6 +11,17 @@ import pathlib
 import time
 import traceback
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", nargs="*", help="a case; all without")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 
 FOLDER = pathlib.Path(__file__).with_name("cases")
@@ -29,12 +40,9 @@ def load(name):
     return module
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", nargs="*", help="a case; all without")
-    chosen = parser.parse_args(arguments).name or names()
+def main(argv=None):
     failed = 0
-    for name in chosen:
+    for name in parse_args(argv).name or names():
         case = load(name)
         if keras.backend.backend() not in case.BACKENDS:
             continue

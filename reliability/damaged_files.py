@@ -24,6 +24,23 @@ import sys
 import tempfile
 import warnings
 
+NAMES = ("centroids", "cache", "backup", "model", "given_centroids", "keras_alone")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--damages", type=int, default=2_000, help="of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", help="JSON file for what was tried")
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from recording import Record
@@ -161,14 +178,8 @@ class KerasAlone(Model):
         return keras.saving.load_model(path)
 
 
-KINDS = {
-    "centroids": Centroids(),
-    "cache": Cache(),
-    "backup": Backup(),
-    "model": Model(),
-    "given_centroids": GivenCentroids(),
-    "keras_alone": KerasAlone(),
-}
+MADE = (Centroids(), Cache(), Backup(), Model(), GivenCentroids(), KerasAlone())
+KINDS = dict(zip(NAMES, MADE, strict=True))
 
 
 def trained_model(centroids=None, callbacks=()):
@@ -313,7 +324,7 @@ def try_kind(record, name, folder, number, seed):
 
 
 def main(arguments=None):
-    options = parse(arguments)
+    options = parse_args(arguments)
     if options.work:
         name, folder, *numbers = options.work
         for outcome in work(KINDS[name], folder, *map(int, numbers)):
@@ -329,16 +340,6 @@ def main(arguments=None):
             try_kind(record, name, path, options.damages, options.seed)
     record.write(options.result)
     return record
-
-
-def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--damages", type=int, default=2_000, help="of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--result", help="JSON file for what was tried")
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def check(record, folder, options):
     compare(record, *plain, False, "without the deterministic mode")
 
 
-def parse(arguments):
+def parse_args(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--only", nargs="*", default=[""], help="parts of the names of cases"
@@ -254,7 +254,7 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    options = parse(arguments)
+    options = parse_args(arguments)
     if options.work:
         work(options)
         return 0

@@ -10,6 +10,20 @@ property has its share of the examples. What fails is shrunk, and is in the resu
 import argparse
 import warnings
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=2_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="names of properties")
+    parser.add_argument("--result", help="JSON file for what was tried")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import fuzz_cases
 import hypothesis
 import keras
@@ -286,7 +300,7 @@ def try_chunk(record, name, strategy, examples, seed):
 
 
 def main(arguments=None):
-    options = parse(arguments)
+    options = parse_args(arguments)
     record = Record(
         "losses on random cases",
         "value of the float64 twin, the documented NaN, invariances, gradients",
@@ -299,15 +313,6 @@ def main(arguments=None):
     record.details["largest error in roundings"] = worst
     record.write(options.result)
     return record
-
-
-def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=2_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="names of properties")
-    parser.add_argument("--result", help="JSON file for what was tried")
-    return parser.parse_args(arguments)
 
 
 def try_property(record, name, options, number):

@@ -20,6 +20,28 @@ import sys
 import tempfile
 import tomllib
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--only", default="", help="part of a title, as 'sampling.py' or 'seed'"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="never run the whole suite"
+    )
+    parser.add_argument(
+        "--again",
+        type=pathlib.Path,
+        help="result of an earlier run: only its survivors and new faults are tried",
+    )
+    parser.add_argument("--result", type=pathlib.Path)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras  # once, before the processes that run tests are forked
 import pytest
 from recording import ROOT, Record
@@ -184,25 +206,8 @@ def chosen(only):
     return faults
 
 
-def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--only", default="", help="part of a title, as 'sampling.py' or 'seed'"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="never run the whole suite"
-    )
-    parser.add_argument(
-        "--again",
-        type=pathlib.Path,
-        help="result of an earlier run: only its survivors and new faults are tried",
-    )
-    parser.add_argument("--result", type=pathlib.Path)
-    return parser.parse_args(arguments)
-
-
 def main(arguments=None):
-    options = parse(arguments)
+    options = parse_args(arguments)
     known = {}
     if options.again:
         known = json.loads(options.again.read_text())["details"]["caught_by"]

@@ -14,6 +14,29 @@ MiB at most; and the network must have learned.
 import argparse
 import pathlib
 
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--steps", type=int, default=20_000, help="of each policy")
+    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    add("--head", choices=("pedcc", "streaming", "kerdock"), default="pedcc")
+    add("--growth", type=float, default=16.0, help="most MiB within eight epochs")
+    add("--accuracy", type=float, default=0.85, help="least, on held-out digits")
+    add("--seed", type=int, default=0)
+    add("--result", type=pathlib.Path, help="JSON file to write")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from recording import Record
@@ -21,7 +44,6 @@ from recording import Record
 import keras_pedcc
 
 EPOCHS = 20  # the centroids are trained from the middle one on
-POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 KINDS = ("features", "scale", "duplicates", "one_class", "one_sample")
 # What features and images are multiplied by. In float16 the network itself, before any
 # head, overflows at more.
@@ -177,22 +199,6 @@ class Watch(keras.callbacks.Callback):
         """Of the larger half, from its third epoch on, in MiB."""
         halves = self.mib[2:10], self.mib[12:]
         return round(max(half[-1] - half[0] for half in halves), 1)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--steps", type=int, default=20_000, help="of each policy")
-    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
-    add("--head", choices=("pedcc", "streaming", "kerdock"), default="pedcc")
-    add("--growth", type=float, default=16.0, help="most MiB within eight epochs")
-    add("--accuracy", type=float, default=0.85, help="least, on held-out digits")
-    add("--seed", type=int, default=0)
-    add("--result", type=pathlib.Path, help="JSON file to write")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -33,3 +33,19 @@ def run(path):
 def promises(path):
     """What a page says that its code prints."""
     return PROMISE.findall("\n".join(code(path)))
+
+
+def sentences(text):
+    """Sentences of a page of Markdown, without blocks, tables and headings.
+
+    A piece of code counts as one word.
+    """
+    text = FENCE.sub("\n", text)
+    text = re.sub(r"<!--.*?-->|\$\$.*?\$\$", "\n", text, flags=re.DOTALL)
+    text = re.sub(r"^\s*(#|\||!\[|--8<--|---).*$", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"!?\[([^]]*)\](\([^)]*\)|\[[^]]*\])", r"\1", text)
+    text = re.sub(r"`[^`]+`|\$[^$]+\$", "Code", text)
+    items = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.)\s", text)
+    ends = re.compile(r"(?<=[.!?])[\"*)]*\s+(?=[\"*(]*[A-Z0-9])")
+    lines = (" ".join(item.split()) for item in items)
+    return [each for line in lines for each in ends.split(line) if each]

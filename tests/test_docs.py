@@ -41,3 +41,12 @@ def test_links_of_the_readme_lead_to_files():
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert len(links) > 20
     assert [each for each in links if not (pages.ROOT / each).exists()] == []
+
+
+@pytest.mark.parametrize("folder", ["guides", "concepts", "results", "."])
+def test_few_sentences_are_long(folder):
+    files = [pages.ROOT / "README.md", *(pages.DOCS / folder).glob("*.md")]
+    found = [each for path in files for each in pages.sentences(path.read_text())]
+    assert len(found) > 100  # the pages were read
+    long = [each for each in found if len(each.split()) > 30]
+    assert len(long) < 0.05 * len(found), long

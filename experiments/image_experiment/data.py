@@ -5,7 +5,6 @@ import dataclasses
 import zipfile
 import zlib
 
-import keras
 import numpy as np
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -182,6 +181,8 @@ def _from_tfds(source):
 
 def _leave_gpus_to_keras():
     """Keeps TensorFlow, which only reads here, from taking their memory."""
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         import tensorflow as tf
 

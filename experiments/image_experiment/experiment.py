@@ -1,18 +1,14 @@
-"""What one experiment on images is: data, network, and how a run is scored."""
+"""What one experiment on images is: data, network, and how a run is scored.
+
+The command line needs it before Keras: methods import what needs Keras.
+"""
 
 import dataclasses
 import pathlib
 
 import numpy as np
 
-import keras_pedcc
-from image_experiment import data, figures
-from image_experiment.batches import soft_labels
-from image_experiment.devices import even_parts
-from image_experiment.losses import has_soft_labels
-from image_experiment.networks import pixel_statistics, scaled, vgg
-from image_experiment.reporting import unit_rows
-from keras_pedcc.evaluation.prediction import predict_all
+from image_experiment import data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +75,8 @@ class Experiment:
 
     def network(self, args, images):
         """Input and features of the network."""
+        from image_experiment.networks import pixel_statistics, scaled, vgg
+
         return vgg(
             self.source.shape,
             scaled(self.stem, args.width),
@@ -112,6 +110,10 @@ class Experiment:
 
     def each_epoch(self, args, images):
         """Validation data, and callbacks that score each epoch."""
+        from image_experiment.batches import soft_labels
+        from image_experiment.devices import even_parts
+        from image_experiment.losses import has_soft_labels
+
         labels = images.y_test
         if has_soft_labels(args):  # the metrics expect the same form as in training
             labels = soft_labels(labels, images.num_classes)
@@ -120,10 +122,15 @@ class Experiment:
         return (images.x_test[:number], labels[:number]), []
 
     def predict(self, args, images, model):
+        from keras_pedcc.evaluation.prediction import predict_all
+
         return predict_all(model, images.x_test, batch_size=args.batch_size)
 
     def score(self, args, images, predicted):
         """The numbers of `result.json` that say how good the model is."""
+        import keras_pedcc
+        from image_experiment.reporting import unit_rows
+
         logits, labels = predicted["logits"], images.y_test
         features = unit_rows(predicted["features"])
         return {
@@ -135,6 +142,8 @@ class Experiment:
 
     def draw(self, args, images, model, predicted):
         """Draws all figures; returns their names with what they show."""
+        from image_experiment import figures
+
         return figures.draw(args, self.scored_on(args), images, model, predicted)
 
     def summary(self, result):

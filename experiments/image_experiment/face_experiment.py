@@ -1,13 +1,14 @@
-"""Face verification: train on some people, compare images of others."""
+"""Face verification: train on some people, compare images of others.
+
+The command line needs it before Keras: functions import what needs Keras.
+"""
 
 import dataclasses
 import pathlib
 
 import numpy as np
 
-import keras_pedcc
-from image_experiment import face_data, figures
-from image_experiment.networks import ir_resnet, pixel_statistics, scaled
+from image_experiment import face_data
 
 RESAMPLES = 10_000
 
@@ -108,6 +109,8 @@ class FaceExperiment:
 
     def network(self, args, images):
         """Input and features of the network."""
+        from image_experiment.networks import ir_resnet, pixel_statistics, scaled
+
         return ir_resnet(
             (images.crop, images.crop, 3),
             scaled(self.stem, args.width),
@@ -150,6 +153,8 @@ class FaceExperiment:
 
     def each_epoch(self, args, images):
         """Validation data, and callbacks that score each epoch."""
+        import keras_pedcc
+
         watched = images.held_out
         if watched is None:
             return None, []
@@ -167,6 +172,8 @@ class FaceExperiment:
 
     def predict(self, args, images, model):
         """Scores of the test pairs and of the held-out pairs."""
+        import keras_pedcc
+
         embedder = keras_pedcc.embedder(model)
 
         def scores(pairs):
@@ -205,6 +212,8 @@ class FaceExperiment:
 
     def draw(self, args, images, model, predicted):
         """Draws all figures; returns their names with what they show."""
+        from image_experiment import figures
+
         folder, same = args.output_dir, images.test.same
         figures.draw_curves(
             args, "held-out pairs", folder / "curves.png", "val_verification_accuracy"
@@ -251,6 +260,8 @@ def verify(images, scores):
         `keras_pedcc.verification_report`; `right`, whether each pair was decided
         rightly.
     """
+    import keras_pedcc
+
     test, watched = images.test, images.held_out
     held_out = None
     if watched is not None:
@@ -278,6 +289,8 @@ def verify(images, scores):
 
 def pixel_scores(pairs):
     """Cosines of the raw pixels: the floor that a network must be above."""
+    import keras_pedcc
+
     flat = pairs.images.reshape(len(pairs.images), -1)
     return keras_pedcc.pair_scores(flat, pairs=pairs.pairs)
 

@@ -7,6 +7,7 @@ returns the outputs of the model and the loss.
 import keras
 
 import keras_pedcc
+from image_experiment import settings
 
 
 class Anchor(keras.regularizers.Regularizer):
@@ -113,17 +114,23 @@ def _decayed(head, features, args):
     return outputs
 
 
-LOSSES = {
-    "pedcc": _pedcc,
-    "pedcc_am": _pedcc_am,
-    "am_softmax": _am_softmax,
-    "arcface": _arcface,
-    "a_softmax": _a_softmax,
-    "l_softmax": _l_softmax,
-    "center": _center,
-    "cross_entropy": _cross_entropy,
-    "hinge": _hinge,
-}
+LOSSES = dict(
+    zip(
+        settings.LOSSES,
+        (
+            _pedcc,
+            _pedcc_am,
+            _am_softmax,
+            _arcface,
+            _a_softmax,
+            _l_softmax,
+            _center,
+            _cross_entropy,
+            _hinge,
+        ),
+        strict=True,
+    )
+)
 WITH_PEDCC = ("pedcc", "pedcc_am")
 ON_COSINES = (*WITH_PEDCC, "am_softmax", "arcface")
 ON_PLAIN_LOGITS = ("cross_entropy", "hinge")

@@ -4,14 +4,23 @@ import argparse
 import os
 import pathlib
 
-import keras
-
 from image_experiment.data import BadInputError
-from image_experiment.losses import LOSSES
 
 # Of a whole number or factor: what a seed can be.
 LARGEST = 2**32 - 1
 MOST_PADDING = 1000
+# Of `losses.py`, which needs Keras.
+LOSSES = (
+    "pedcc",
+    "pedcc_am",
+    "am_softmax",
+    "arcface",
+    "a_softmax",
+    "l_softmax",
+    "center",
+    "cross_entropy",
+    "hinge",
+)
 # What a run may change without becoming another run.
 NOT_OF_THE_RUN = (
     "output_dir",
@@ -29,7 +38,7 @@ NOT_OF_THE_RUN = (
 
 def parse(experiment, argv, description=""):
     """Settings from the command line; wrong ones raise `BadInputError`."""
-    args = _make_parser(experiment, description).parse_args(argv)
+    args = make_parser(experiment, description).parse_args(argv)
     if args.finetune_epoch is None:
         args.finetune_epoch = default_finetune_epoch(args.epochs)
     _check(experiment, args)
@@ -41,7 +50,8 @@ def default_finetune_epoch(epochs):
     return epochs * 7 // 12
 
 
-def _make_parser(experiment, description=""):
+def make_parser(experiment, description=""):
+    """The parser of one run, which needs no Keras."""
     parser = argparse.ArgumentParser(
         description=f"{description} {experiment.notes}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -71,7 +81,7 @@ def flags_of(experiment, chosen):
     Returns:
         List of strings; `parse` makes the same settings of them.
     """
-    parser, flags = _make_parser(experiment), []
+    parser, flags = make_parser(experiment), []
     defaults = {name: parser.get_default(name) for name in chosen}
     defaults["finetune_epoch"] = default_finetune_epoch(chosen["epochs"])
     actions = {action.dest: action for action in parser._actions}
@@ -273,6 +283,8 @@ def _add_hardware(parser, experiment):
 
 
 def _check(experiment, args):
+    import keras  # after the parser, so that `--help` is quick
+
     _check_ranges(args, experiment.lowest())
     backend = keras.backend.backend()
     needed = {"mirrored": "tensorflow", "data_parallel": "jax"}.get(args.strategy)

@@ -14,7 +14,7 @@ from keras_pedcc.common.vectors import are_distributions
 def intra_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of features to the mean of their class, eq. 7.
 
-    `D_intra = sum_i P_i E_i |x - mu_i|^2`, with `P_i` the share and `mu_i` the
+    `D_intra = sum_i P_i E_i |x - mu_i|^2`, with `P_i` the proportion and `mu_i` the
     mean of the samples of class i. In units of squared feature length: for unit
     features in [0, 1]. Computed in float64.
 
@@ -42,9 +42,9 @@ def intra_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
 def inter_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
     """Mean squared distance of class means to the mean of all samples, eq. 6.
 
-    `D_inter = sum_i P_i |mu_i - mu|^2`, with `mu` the mean of all samples; the
-    rest as in `intra_class_distance`. The two add up to the total variance of
-    the features.
+    `D_inter = sum_i P_i |mu_i - mu|^2`, with `mu` the mean of all samples. Arguments
+    and units are those of `intra_class_distance`. The two distances add up to the
+    total variance of the features.
 
     Example:
 
@@ -60,7 +60,7 @@ def inter_class_distance(features: ArrayLike, labels: ArrayLike) -> float:
 class _ClassSums(keras.metrics.Metric):
     """Sums over the samples of each class, from which both distances follow.
 
-    Sums, and not means, because replicas add their variables up.
+    They are sums, not means, because replicas sum their variables.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _ClassSums(keras.metrics.Metric):
         return sums[:, 0], sums[:, 1:]
 
     def _index(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Class of each sample, and whether its label is one."""
+        """Class of each sample, and whether its label is valid."""
         labels = ops.reshape(labels, (-1,))
         index = ops.clip(ops.cast(labels, "int32"), 0, self.num_classes - 1)
         return index, ops.equal(ops.cast(index, labels.dtype), labels)
@@ -164,9 +164,9 @@ class _ClassSums(keras.metrics.Metric):
 class IntraClassDistance(_ClassSums):
     """Keras metric of `intra_class_distance`, eq. 7.
 
-    Sums up over batches and replicas in float32: for unit features good to about
-    1e-6. A label that is not a class makes it NaN, as does a row of soft labels that
-    is negative somewhere or does not sum to 1.
+    Accumulates over batches and replicas in float32; for unit features the error is
+    about 1e-6. A label out of range makes the result NaN, and so does a row of soft
+    labels that has a negative entry or does not sum to 1.
 
     Args:
         num_classes: int, at least 2.
@@ -177,7 +177,7 @@ class IntraClassDistance(_ClassSums):
     Call arguments:
         y_true: Labels, shape `(batch,)`, `(batch, 1)` or, one-hot or soft,
             `(batch, num_classes)`.
-        y_pred: Features, shape `(batch, dim)`, or a dict that has them.
+        y_pred: Features, shape `(batch, dim)`, or a dict with `"features"`.
         sample_weight: Weights, shape `(batch,)`, or `None`.
 
     Example:

@@ -21,28 +21,28 @@ def classifier(
     class_names: Sequence[str] | None = None,
     name: str = "classifier",
 ) -> keras.Model:
-    """A model as a `keras.Model` from images to class probabilities.
+    """Wraps a model into a `keras.Model` from images to class probabilities.
 
     `p_j = exp(s cos_j) / sum_k exp(s cos_k)`, with s the scale of the loss: the
-    probabilities that the loss trained, without its margin. (Without the scale they
-    hardly differ: cosines are at most 1.) With `priors` in the loss they are those for
-    classes that are equally frequent.
+    probabilities that the loss trains, without its margin. (Without the scale they
+    would be almost equal, because cosines are at most 1.) If the loss has `priors`, the
+    probabilities assume equally frequent classes.
 
-    A model whose head has room gives the classes in use. After `grow_classes` make the
-    classifier anew.
+    If the head has room, the output covers the classes in use. Create a new classifier
+    after `grow_classes`.
 
-    It contains `model` and shares its weights. It saves and exports like any Keras
-    model: `classifier(model).export(path, format="onnx")`.
+    The classifier contains `model` and shares its weights. It saves and exports like
+    any Keras model: `classifier(model).export(path, format="onnx")`.
 
     Args:
         model: Any `keras.Model` whose outputs are cosines: the output `"logits"` of a
             dict, or its only output. A subclassed model must be built, by `fit` or a
             call, and have one input.
         scale: Positive float. Defaults to the scale of the loss that `model` was
-            compiled with. Pass 1.0 for scores that are no cosines, as of
+            compiled with. Pass 1.0 for scores that are not cosines, such as those of
             `ProductDense` and `CenterDense`.
-        class_names: Names of the classes, in the order of the labels, for `identify`;
-            they are saved with the model. Defaults to the numbers.
+        class_names: Names of the classes, in the order of the labels, for `identify`.
+            They are saved with the model. Defaults to the class numbers.
         name: Name of the new model.
 
     Returns:
@@ -50,9 +50,9 @@ def classifier(
         shape `(batch, num_classes)`, float32.
 
     Raises:
-        ValueError: The loss of `model` is no softmax of scaled cosines over the
-            classes, or `model` has none; `model` gives no logits, or is not built; the
-            names are not as many as the classes, or not all different.
+        ValueError: `model` has no loss, or one that is not a softmax of scaled cosines
+            over the classes; `model` returns no logits or is not built; the number
+            of names is not that of the classes, or names repeat.
 
     Example:
 
@@ -79,21 +79,21 @@ def classifier(
 def identify(
     classifier: keras.Model, images: Any, *, k: int = 1, batch_size: int = 32
 ) -> list[list[tuple[str, float]]]:
-    """The `k` most probable classes of each image, by name.
+    """Returns the `k` most probable classes of each image, by name.
 
     Args:
-        classifier: Model that `classifier` made, also if it was saved and loaded.
+        classifier: Model that `classifier` returned, possibly saved and loaded again.
         images: As in `embed`.
         k: int, at least 1, at most the number of classes.
-        batch_size: int, at least 1. Images at a time.
+        batch_size: int, at least 1. Number of images per step.
 
     Returns:
-        For each image a list of k pairs of a name and a probability, the most probable
-        first. Where the model has no names they are the numbers, as strings.
+        For each image, a list of k pairs of name and probability, the most probable
+        first. Without class names, the names are the class numbers as strings.
 
     Raises:
         TypeError: `k` or `batch_size` is not a whole number.
-        ValueError: `k` is out of range, or the model is not of `classifier`.
+        ValueError: `k` is out of range, or the model does not come from `classifier`.
 
     Example:
 
@@ -179,7 +179,7 @@ def _check_number(class_names: Sequence[str] | None, number: int | None) -> None
 
 
 def _number_of(model: keras.Model, logits: Tensor) -> int | None:
-    """The classes in use; `None` where neither logits nor heads tell."""
+    """Number of classes in use; `None` if neither logits nor heads determine it."""
     if logits.shape[1] is not None:
         return int(logits.shape[1])
     found = {head.num_classes for head in heads_of(model)}
@@ -189,7 +189,7 @@ def _number_of(model: keras.Model, logits: Tensor) -> int | None:
 def _scale_of(model: keras.Model, number: int | None) -> float:
     """The scale of the loss that a model was compiled with."""
     loss: Any = getattr(model, "loss", None)
-    # Other losses may have one, too, that is not of a softmax over the classes.
+    # The scale of other losses need not be that of a softmax over the classes.
     scale = loss.scale if hasattr(loss, "scale_for") else None
     if scale == "auto" and number is not None:
         return float(loss.scale_for(number))

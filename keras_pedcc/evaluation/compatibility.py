@@ -1,4 +1,4 @@
-"""Compatibility: does an index of old embeddings go on working with a new network?"""
+"""Compatibility: does an index of old embeddings still work with a new network?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,23 +21,24 @@ def compatibility_report(
     known: ArrayLike | None = None,
     k: int | Sequence[int] = (1, 5),
 ) -> dict[str, Any]:
-    """How well features of a new network are found among those of an old one.
+    """Reports how well features of a new network are found among those of an old one.
 
-    Both networks embed the same images. The report searches three times, as
-    `retrieval_report` does: old features in a gallery of old ones, new in old, and new
-    in new. The gallery is every other image, or images of its own.
+    Both networks embed the same images. The report contains three searches by
+    `retrieval_report`: old features in a gallery of old ones, new in old, and new in
+    new. The gallery consists of all other images, or is given.
 
-    Two measures follow the definition of backward compatibility, over all pairs of a
-    query q and an item i of the gallery, with `n` the new and `o` the old features:
+    Two measures follow the definition of backward compatibility. They are taken over
+    all pairs of a query q and an item i of the gallery, with `n` the new and `o` the
+    old features:
 
-    - `same_not_farther`: share of the pairs of one class with
+    - `same_not_farther`: share of the pairs from the same class with
       `cos(n_q, o_i) >= cos(o_q, o_i)`,
-    - `others_not_nearer`: share of the pairs of two classes with
+    - `others_not_nearer`: share of the pairs from two classes with
       `cos(n_q, o_i) <= cos(o_q, o_i)`.
 
-    The definition asks for 1 of both, which no network reaches. In its place stands the
-    empirical criterion, `compatible`: new features are found in the old gallery more
-    often than old ones, by recall at the first k.
+    The definition requires both to be 1, which no network reaches. `compatible` is the
+    empirical criterion instead: new features are found in the old gallery more often
+    than old ones, by recall at the first k.
 
     Args:
         old: Features of the queries by the old network, shape `(batch, dim)`.
@@ -47,14 +48,14 @@ def compatibility_report(
             queries, each without itself.
         new_gallery: Features of the same images by the new network.
         gallery_labels: Class of each image of the gallery.
-        known: The classes that the old network was trained on, at least two; the report
-            then tells them and the unseen ones apart.
+        known: The classes that the old network was trained on, at least two. The report
+            then also covers known and unseen classes separately.
         k: int, at least 1, or a sequence of them.
 
     Returns:
         Dict of
 
-        - `"old_in_old"`, `"new_in_old"`, `"new_in_new"`: reports as of
+        - `"old_in_old"`, `"new_in_old"`, `"new_in_new"`: dicts as from
           `retrieval_report`,
         - `"same_not_farther"`, `"others_not_nearer"`: floats in [0, 1], see above,
         - `"compatible"`: bool, see above,
@@ -63,9 +64,9 @@ def compatibility_report(
           a match.
 
     Raises:
-        ValueError: A shape does not fit; the two networks have another `dim`; only some
-            of the gallery's arguments are given; fewer than two classes are known; or
-            as in `retrieval_report`.
+        ValueError: A shape does not fit; the networks differ in `dim`; only some of the
+            gallery arguments are given; fewer than two classes are known; or as in
+            `retrieval_report`.
 
     Example:
 
@@ -131,7 +132,7 @@ def _criteria(
     members: list[Array],
     without_self: bool,
 ) -> dict[str, float]:
-    """Shares of the pairs that hold, computed by blocks of queries."""
+    """Shares of pairs that satisfy the definition, by blocks of queries."""
     of_items = np.empty(len(items), int)
     for code, own in enumerate(members):
         of_items[own] = code

@@ -1,4 +1,4 @@
-"""The model that `embedder` returns: it knows the centroids of its training."""
+"""The model that `embedder` returns, with the fingerprint of its centroids."""
 
 import functools
 from collections.abc import Callable
@@ -11,24 +11,24 @@ from keras_pedcc.centroids.fingerprint import centroid_fingerprint
 
 @keras.saving.register_keras_serializable("keras_pedcc")
 class Embedder(keras.Model):
-    """Functional model that keeps the fingerprint of centroids that it does not hold.
+    """Functional model that stores the fingerprint of the centroids of its head.
 
-    Made by `keras_pedcc.embedder`. Its config, and so a saved file, holds the
-    fingerprint, 256 numbers. Its layers do not: `keras.Model(embed.input,
-    embed.output)` is plain Keras, and saves to a file that loads without this package.
-    Where processes share the centroids, all of them must save.
+    `keras_pedcc.embedder` creates it. The fingerprint, 256 numbers, is in its config
+    and so in saved files, not in its layers: `keras.Model(embed.input, embed.output)`
+    is plain Keras, and its file loads without this package. If processes share the
+    centroids, all of them must save.
     """
 
-    # A function, which Keras does not track: the head is no part of the model.
+    # A function, because Keras would track the head as part of the model.
     _source: Callable[[], dict[str, Any]] | None = None
 
     @property
     def centroid_fingerprint(self) -> dict[str, Any] | None:
-        """What `keras_pedcc.centroid_fingerprint` returns for the head, or `None`."""
+        """The `keras_pedcc.centroid_fingerprint` of the head, or `None`."""
         return None if self._source is None else self._source()
 
     def cut_from(self, head: keras.layers.Layer) -> None:
-        """Takes the fingerprint from a head, anew each time: it may be fine-tuned."""
+        """Computes the fingerprint of a head at each access: it may be fine-tuned."""
         self._source = functools.partial(centroid_fingerprint, head)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trained network as an embedder: alone, on images, and watched during training."""
+"""Embedders: cut from a model, applied to images, and evaluated during training."""
 
 from typing import Any
 
@@ -29,30 +29,29 @@ KEYS = ("accuracy", "auc", "eer")  # of a verification report that go into the l
 
 
 def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
-    """The part of a model that ends in features, as a model of its own.
+    """Returns the part of a model that computes the features, as a model.
 
-    It shares the weights of `model`: what is trained later changes it, too. A head of
-    this package is cut off, and its centroids with it; a Keras layer divides by the
-    length in its place, and nothing per class remains.
+    It shares the weights of `model`, so later training changes it, too. A head of this
+    package is removed with its centroids; a Keras layer normalizes the features
+    instead, and no weight per class remains.
 
-    Of the centroids it keeps the fingerprint, also through `save` and `load_model`:
-    `centroid_fingerprint(embed)`, to be stored beside an index, and
-    `check_same_centroids(embed, stored)`. `keras.Model(embed.input, embed.output)`
-    leaves that out and is plain Keras: its file loads without this package, unless
-    layers before the head need it.
+    The embedder keeps the fingerprint of the centroids, also through `save` and
+    `load_model`. Store `centroid_fingerprint(embed)` next to an index, and check it
+    with `check_same_centroids(embed, stored)`. `keras.Model(embed.input,
+    embed.output)` is plain Keras without the fingerprint: its file loads without this
+    package, unless layers before the head need it.
 
     Args:
         model: Functional or built `Sequential` model, such as `PEDCCModel(inputs,
-            outputs)`. Its features are the output `"features"`, shape `(batch, dim)`;
-            without one, the input of the head that its output comes from, also if the
-            head is in a nested model. For a subclassed model pass
-            `keras.Model(x, model(x))`, with `x` a `keras.Input`: the embedder then
-            contains that model, head included.
+            outputs)`. Its features are the output `"features"`, shape `(batch, dim)`,
+            or else the input of the head that computes its output, also in a nested
+            model. For a subclassed model pass `keras.Model(x, model(x))`, with `x` a
+            `keras.Input`: the embedder then contains that model, head included.
         name: Name of the new model.
 
     Returns:
         `keras.Model` from the inputs of `model` to unit vectors, shape
-        `(batch, dim)`, float32 (float64 where the features are).
+        `(batch, dim)`, float32 (float64 for float64 features).
 
     Raises:
         ValueError: `model` has no graph of layers, or no such features.
@@ -85,32 +84,33 @@ def embedder(model: keras.Model, *, name: str = "embedder") -> keras.Model:
 def embed(
     embedder: keras.Model, images: Any, *, batch_size: int = 32, flip: bool = False
 ) -> Array:
-    """Features of images; with `flip`, of each image and its mirror image together.
+    """Computes the features of images.
 
-    With f(x) the embedder: `f(x)`, or `(f(x) + f(mirror(x))) / |...|`, mirrored left
-    to right, as is usual in tests of face verification.
+    Returns `f(x)`, with f the embedder. With `flip` it returns `(f(x) + f(mirror(x))) /
+    |...|`, mirrored left to right, as is usual in face verification.
 
     Args:
-        embedder: Model with one output, shape `(batch, dim)`, as `embedder` makes.
+        embedder: Model with one output, shape `(batch, dim)`, as `embedder` returns.
         images: Array or tensor, shape `(batch, ...)`; a list or dict of them, one for
             each input of the model; or an iterable of batches in the forms that
             `keras.Model.predict` takes, such as a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, a PyTorch data loader or a generator, of which the
-            labels are ignored. With `flip`, one array of shape `(batch, height, width,
-            channels)`, or channels first where Keras is set to that.
-        batch_size: int, at least 1. Rows of an array per batch; other batches keep
-            their size.
-        flip: bool.
+            `keras.utils.PyDataset`, a PyTorch data loader or a generator. Labels are
+            ignored. With `flip`, one array of shape `(batch, height, width,
+            channels)`, or channels first if Keras is configured so.
+        batch_size: int, at least 1. Rows of an array per batch; iterables keep their
+            batch sizes.
+        flip: bool. Whether to add the features of the mirror image. Defaults to
+            `False`.
 
     Returns:
         NumPy array, shape `(batch, dim)`, one row for each image; unit vectors if the
-        embedder gives them. An array without rows gives shape `(0, dim)`. Two features
+        embedder returns unit vectors. An empty array gives shape `(0, dim)`. Features
         that cancel out give NaN.
 
     Raises:
         TypeError: `batch_size` is not a whole number.
-        ValueError: `images` are no arrays, differ in length, or yield no batch;
-            `embedder` has more than one output; with `flip`, images are of another
+        ValueError: `images` are not arrays, differ in length, or yield no batch;
+            `embedder` has more than one output; or, with `flip`, `images` has another
             shape.
 
     Example:
@@ -135,28 +135,29 @@ def embed(
 
 
 class VerificationCallback(keras.callbacks.Callback):
-    """Verifies pairs of images at the end of each epoch, and puts it into the logs.
+    """Verifies pairs of images at the end of each epoch and logs the result.
 
-    Embeds the images that occur in `pairs`, each once, and adds to the logs, so to
-    the history as well: `val_verification_accuracy`, `val_verification_auc` and
-    `val_verification_eer`, see `verification_report`. Callbacks that come after this
-    one in the list can monitor them. Keras infers `mode` only for built-in
-    metrics; pass it, with or without `save_best_only`: `ModelCheckpoint(path,
-    monitor="val_verification_accuracy", mode="max")`, `mode="min"` for the error rate.
+    Embeds each image in `pairs` once, and adds `val_verification_accuracy`,
+    `val_verification_auc` and `val_verification_eer` to the logs and the history; see
+    `verification_report`. Callbacks later in the list can monitor them. Keras infers
+    `mode` only for built-in metrics, so pass it, with or without `save_best_only`:
+    `ModelCheckpoint(path, monitor="val_verification_accuracy", mode="max")`, or
+    `mode="min"` for the error rate.
 
-    When features become NaN, infinite or zero the three are NaN, and training goes on:
-    stopping is for `keras.callbacks.TerminateOnNaN`.
+    If features become NaN, infinite or zero, the three values are NaN and training
+    continues. To stop it, use `keras.callbacks.TerminateOnNaN`.
 
     Args:
         images: Array or tensor, shape `(images, ...)`; or a list or dict of them, one
             for each input of the model.
         pairs: Whole numbers, indices into `images`, shape `(pairs, 2)`.
-        same: Whether both are of one class, bool or 0 and 1, shape `(pairs,)`.
-        folds: As in `verification_report`.
-        batch_size: int, at least 1. Images embedded at a time.
-        flip: bool. Whether each image is taken together with its mirror image, see
-            `embed`.
-        name: What stands between `val_` and `_accuracy`, for more sets than one.
+        same: Whether both images show one class, bool or 0 and 1, shape `(pairs,)`.
+        folds: As in `verification_report`. Defaults to 10.
+        batch_size: int, at least 1. Images per step. Defaults to 32.
+        flip: bool. Whether to add the features of the mirror image, see `embed`.
+            Defaults to `False`.
+        name: Name between `val_` and `_accuracy`, to tell several sets apart. Defaults
+            to `"verification"`.
 
     Raises:
         TypeError: `folds` or `batch_size` is not a whole number.
@@ -200,7 +201,7 @@ class VerificationCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Once: each new model would be traced anew.
+        # Once, because each new model would be traced again.
         self._embedder = embedder(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -234,9 +235,9 @@ def _graph_of(model: object) -> keras.Model | None:
 
 
 def _features_of(graph: keras.Model) -> tuple[keras.KerasTensor, Any]:
-    """The tensor of features, not yet of unit length if a head took it, and the head.
+    """The tensor of features, before a head normalizes it, and the head.
 
-    The head is `None` where the features went into none, or into several.
+    The head is `None` if the features go into no head, or into several.
     """
     outputs = graph.output
     named = outputs.get("features") if isinstance(outputs, dict) else None
@@ -262,7 +263,7 @@ def _features_of(graph: keras.Model) -> tuple[keras.KerasTensor, Any]:
 def _heads_of(
     graph: keras.Model, wanted: list[int]
 ) -> list[tuple[keras.layers.Layer, keras.KerasTensor]]:
-    """The heads that give the outputs with these numbers, and what each took."""
+    """The heads that compute the outputs with these numbers, and their inputs."""
     calls, copy = _calls_of(graph)
     leaves = keras.tree.flatten(copy.output)
     ids = {id(leaves[i]) for i in wanted}
@@ -278,13 +279,13 @@ def _heads_of(
 
 
 def _calls_of(graph: keras.Model) -> tuple[list[tuple[Any, ...]], keras.Model]:
-    """Calls the layers of a model once more, on the same inputs.
+    """Calls the layers of a model again, on the same inputs.
 
-    A layer's `input` belongs to its first call, which may be in another model.
+    The `input` of a layer is that of its first call, which may be in another model.
 
     Returns:
-        List of layer, arguments and flat outputs of each call, and the model that the
-        calls make.
+        List of layer, arguments and flat outputs of each call, and the resulting
+        model.
     """
     calls = []
 
@@ -315,7 +316,7 @@ def check_images(images: Any) -> Array:
 
 def _mirrored(images: Array) -> Array:
     last = keras.config.image_data_format() == "channels_last"
-    # In one piece: PyTorch takes no array that runs backwards.
+    # Contiguous, because PyTorch does not accept negative strides.
     return np.ascontiguousarray(np.flip(images, axis=2 if last else 3))
 
 

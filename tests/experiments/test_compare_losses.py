@@ -8,6 +8,7 @@ import time
 
 import centroid_study
 import compare_losses
+import comparison_flags
 import feature_space
 import keras
 import numpy as np
@@ -257,7 +258,7 @@ def test_study_trains_each_recipe_for_the_same_steps(monkeypatch, tmp_path):
     assert centroid_study.main([*flags, "--output-dir", str(tmp_path)]) == 0
     assert len(trained) == 2 * 2 * len(centroid_study.RECIPES)
     for job in trained:
-        args = settings.parse(compare_losses.DIGITS, job.flags)
+        args = settings.parse(comparison_flags.DIGITS, job.flags)
         steps = args.epochs * (args.passes * args.limit // args.batch_size)
         assert steps == pytest.approx(600, rel=0.03)
         rate = 0.02 if "rate 0.02" in job.loss else 0.05
@@ -286,8 +287,8 @@ def test_study_of_unequal_classes_takes_its_steps(monkeypatch, tmp_path):
     flags += ["--imbalance", "50", "--output-dir", str(tmp_path)]
     assert centroid_study.main(flags) == 0
     for job in trained:
-        args = settings.parse(compare_losses.DIGITS, job.flags)
-        images = load(compare_losses.DIGITS.source, limit=1000, imbalance=50)
+        args = settings.parse(comparison_flags.DIGITS, job.flags)
+        images = load(comparison_flags.DIGITS.source, limit=1000, imbalance=50)
         assert (args.limit, args.imbalance) == (1000, 50)
         batches = args.passes * len(images.y_train) // args.batch_size
         assert args.epochs * batches == pytest.approx(600, rel=0.05)
@@ -298,7 +299,7 @@ def test_study_takes_steps_for_each_number_of_images(monkeypatch, tmp_path):
     flags = ["--per-class", "5", "100", "--seeds", "0", "--steps", "300", "900"]
     assert centroid_study.main([*flags, "--output-dir", str(tmp_path)]) == 0
     for job in trained:
-        args = settings.parse(compare_losses.DIGITS, job.flags)
+        args = settings.parse(comparison_flags.DIGITS, job.flags)
         steps = args.epochs * (args.passes * args.limit // args.batch_size)
         assert steps == pytest.approx({50: 300, 1000: 900}[args.limit], rel=0.05)
     assert " about 300, 900 steps, seeds 0;" in (tmp_path / "study.md").read_text()
@@ -329,7 +330,7 @@ def test_study_refuses_wrong_numbers(flags, message, capsys):
     "loss", [name for name in LOSSES if not name.endswith(("m2", "n2", "n3", "tuned"))]
 )
 def test_every_loss_takes_a_step_down(loss, tmp_path):
-    experiment = compare_losses.DIGITS
+    experiment = comparison_flags.DIGITS
     flags = [*LOSSES[loss], *QUICK, "--learning-rate", "0.01"]
     args = settings.parse(experiment, flags)
     images = load(experiment.source, limit=128)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from compare_losses import DIGITS
+from comparison_flags import DIGITS
 from image_experiment import feature_figures, settings, training
 from image_experiment.feature_figures import Cloud
 from image_experiment.gradients import GradientProbe, score_gradients
