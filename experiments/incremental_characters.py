@@ -12,12 +12,28 @@ of rates a network of its own is trained on two thirds of the base classes.
 import pathlib
 import types
 
+from incremental_flags import parser_of
+
+
+def parse_args(argv=None):
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--data-dir", type=pathlib.Path, help="folder with EMNIST")
+    add("--backbone-steps", type=int, default=600)
+    parser.set_defaults(base=27, classes=4, epochs=8)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import keras
 import numpy as np
 from emnist import EMNIST
 from feature_heads import Features, Record, pick
 from image_experiment import data
-from incremental import HELD_OUT, parser_of, study, summary
+from incremental import HELD_OUT, study, summary
 from incremental_game import Game
 from upgrade_study import heads, tasks, training
 
@@ -76,15 +92,6 @@ def backbone(x, y, part, seed, known, args):
     model, _ = training.train(task, head, rows, part, seed, settings, widths)
     flat = next(x for x in model.layers if isinstance(x, keras.layers.Flatten))
     return keras.Model(model.input, flat.output)
-
-
-def parse_args(argv):
-    parser = parser_of(__doc__)
-    add = parser.add_argument
-    add("--data-dir", type=pathlib.Path, help="folder with EMNIST")
-    add("--backbone-steps", type=int, default=600)
-    parser.set_defaults(base=27, classes=4, epochs=8)
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

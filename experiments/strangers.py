@@ -14,21 +14,45 @@ import pathlib
 import tempfile
 import types
 
-import feature_heads
-import numpy as np
-from compare_losses import MNIST
-from emnist import EMNIST
-from feature_heads import Record
-from image_experiment import data
-from upgrade_study import strangers, tasks
-
-DIGITS = 10  # classes 0 to 9 of EMNIST; the rest are letters
 HEADS = ("frozen", "trained from predefined", "AM-Softmax", "cross entropy")
 PAIRS = {
     "letters, not digits": ("letters", "digits"),
     "digits, not letters": ("digits", "letters"),
     "MNIST, not letters": ("MNIST", "letters"),
 }
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=pathlib.Path, required=True, help="with EMNIST and MNIST")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
+    add("--heads", nargs="+", choices=HEADS, default=list(HEADS))
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--steps", type=int, default=400)
+    add("--batch-size", type=int, default=128)
+    add("--learning-rate", type=float, default=0.05)
+    add("--dim", type=int, default=64, help="length of the features")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
+import feature_heads
+import numpy as np
+from comparison_flags import MNIST
+from emnist import EMNIST
+from feature_heads import Record
+from image_experiment import data
+from upgrade_study import strangers, tasks
+
+DIGITS = 10  # classes 0 to 9 of EMNIST; the rest are letters
 MEASURES = {"auc": "AUROC", "fpr_at_95_tpr": "FPR95", "refused": "refused"}
 
 
@@ -125,24 +149,6 @@ def table(found):
         for score in strangers.SCORES
     ]
     return feature_heads.markdown(head, lines)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--data-dir", type=pathlib.Path, required=True, help="with EMNIST and MNIST")
-    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
-    add("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
-    add("--heads", nargs="+", choices=HEADS, default=list(HEADS))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--steps", type=int, default=400)
-    add("--batch-size", type=int, default=128)
-    add("--learning-rate", type=float, default=0.05)
-    add("--dim", type=int, default=64, help="length of the features")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
