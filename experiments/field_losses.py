@@ -16,6 +16,29 @@ import argparse
 import functools
 import pathlib
 
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-dir", type=pathlib.Path, help="folder with EMNIST")
+    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
+    add("--kinds", nargs="+", help="losses, if not all")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--trial-seed", type=int, default=100)
+    add("--most", type=int, default=500, help="training images of each class")
+    add("--steps", type=int, default=600)
+    add("--batch-size", type=int, default=128)
+    parser.set_defaults(imbalance=1)  # of `priors.py`
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse_args()  # `--help` ends here, before the imports that take seconds
+
+
 import feature_heads
 import few_images
 import priors
@@ -132,24 +155,6 @@ def table(found):
         for row in found["rows"]
     ]
     return feature_heads.markdown(head, lines)
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--data-dir", type=pathlib.Path, help="folder with EMNIST")
-    add("--result", type=pathlib.Path, required=True, help="JSON file to write")
-    add("--kinds", nargs="+", help="losses, if not all")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--trial-seed", type=int, default=100)
-    add("--most", type=int, default=500, help="training images of each class")
-    add("--steps", type=int, default=600)
-    add("--batch-size", type=int, default=128)
-    parser.set_defaults(imbalance=1)  # of `priors.py`
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
