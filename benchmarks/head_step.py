@@ -8,8 +8,11 @@ paper trains; compiled on TensorFlow and JAX, eager on PyTorch. Frozen centroids
 are not updated. `--no-update` leaves the update out for all.
 `dense` is a Dense layer with sparse cross entropy, `pedcc` a PEDCCDense with
 PEDCC-Loss that gives all cosines, `streaming` one that leaves them to the loss, and
-`kerdock` a KerdockDense that does, where there are classes enough. They take
-alternating steps in one process; the medians and their ratios are printed as JSON.
+`kerdock` a KerdockDense that does, where there are classes enough; on PyTorch,
+`am_softmax` is AM-Softmax with trained weights in plain functions of PyTorch, of
+`peers.py`. They take alternating steps in one process; the medians and their ratios are
+printed as JSON. `--policy mixed_bfloat16` is that of the layers before the heads, too:
+the features come in bfloat16.
 """
 
 import argparse
@@ -20,14 +23,18 @@ import sys
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = parser.add_argument
-    add("--num-classes", type=int, nargs="+", default=[100, 10000, 50000])
+    add("--num-classes", type=int, nargs="+", default=[100, 1000, 10000, 50000])
     add("--batch", type=int, default=128)
     add("--dim", type=int, default=512)
     add("--steps", type=int, default=200, help="fewer of many classes")
     add("--result", type=pathlib.Path, help="JSON file to write")
     add("--no-update", action="store_true", help="time loss and gradients alone")
+    add("--policy", default="float32", help="dtype policy, as mixed_bfloat16")
     return parser.parse_args(argv)
 
 
@@ -126,11 +133,21 @@ def _torch_step(head, forward, loss, optimizer):
     return step
 
 
+def plain_peer(num_classes, dim, update):
+    """`step(features, labels)` of AM-Softmax as one writes it in PyTorch."""
+    import peers
+
+    loss, weights = peers.plain(num_classes, dim)
+    step = peers.training_step(loss, weights if update else [])
+    return lambda features, labels: step(features.float(), labels.long())
+
+
 def compare(num_classes, batch, dim, steps, update):
     """Median milliseconds of the heads over alternating steps, and their ratios."""
     rng = np.random.default_rng(0)
     features = keras.ops.convert_to_tensor(
-        rng.standard_normal((batch, dim)).astype("float32")
+        rng.standard_normal((batch, dim)).astype("float32"),
+        keras.config.dtype_policy().compute_dtype,
     )
     labels = keras.ops.convert_to_tensor(rng.integers(0, num_classes, batch), "int32")
     # The time of a step does not depend on where the centroids are.
@@ -153,6 +170,8 @@ def compare(num_classes, batch, dim, steps, update):
             optimizer = keras.optimizers.SGD(1e-6, momentum=0.9)
             optimizer.build(head.trainable_variables)
         step[name] = training_step(head, forward, loss, optimizer)
+    if keras.backend.backend() == "torch":
+        step["am_softmax"] = plain_peer(num_classes, dim, update)
     seconds = alternate(step, steps, features, labels)
     median = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
     return {
@@ -162,6 +181,7 @@ def compare(num_classes, batch, dim, steps, update):
         "dim": dim,
         "steps": steps,
         "update": update,
+        "policy": keras.config.dtype_policy().name,
         "milliseconds": {name: round(value, 3) for name, value in median.items()},
         "ratio": {n: round(v / median["dense"], 3) for n, v in median.items()},
         "streams_by_itself": keras_pedcc.PEDCCDense(num_classes).streams,
@@ -170,6 +190,7 @@ def compare(num_classes, batch, dim, steps, update):
 
 def main():
     args = parse_args()
+    keras.config.set_dtype_policy(args.policy)
     rows = []
     for num_classes in args.num_classes:
         steps = max(10, min(args.steps, 1_000_000 // num_classes))

@@ -38,8 +38,7 @@ COLORS = ("#8d99ae", "#d1495b", "#30638e", "C4", "C8")
 DEFAULT_HEADS = ("softmax", "pedcc", "streaming")
 QUANTITIES = {"milliseconds": "step (ms)", "growth_mib": "growth in memory (MiB)"}
 # Of glibc: what is freed stays with the process, as after a model has freed one array
-# of 16 to 32 MiB. Else it may return each temporary array to the system, which is a
-# matter of luck.
+# of 16 to 32 MiB. Else it may return each temporary array to the system.
 KEEPING = {
     "MALLOC_TRIM_THRESHOLD_": str(2**26),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),

@@ -7,9 +7,18 @@ import sys
 import keras
 import numpy as np
 import pytest
+from tensors import numpy_of, only_once, slope_of
 
 import keras_pedcc
-from benchmarks import gpu_classes, many_classes, peers, retrieval, walsh_hadamard
+from benchmarks import (
+    gpu_classes,
+    many_classes,
+    peers,
+    retrieval,
+    short_products,
+    train_step,
+    walsh_hadamard,
+)
 
 # many_classes.py
 
@@ -253,3 +262,72 @@ def test_both_ways_of_retrieval_find_the_same():
     for key in ("recall_at_1", "mean_average_precision_at_r"):
         assert 0.1 < rows[0][key] < 1
         assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-6)
+
+
+# train_step.py
+
+
+def test_ratios_are_taken_turn_by_turn():
+    found = train_step.ratios([2.0, 8.0, 3.0], [1.0, 4.0, 1.0])
+    assert found == {"low": 2.0, "median": 2.0, "high": 2.5}
+
+
+@pytest.mark.parametrize("name", train_step.MODELS)
+def test_models_of_train_step_train(monkeypatch, rng, name):
+    def small(size):
+        inputs = keras.Input((size, size, 3))
+        return inputs, keras.layers.Dense(8)(keras.layers.Flatten()(inputs))
+
+    monkeypatch.setitem(train_step.NETWORKS, "small", small)
+    model = train_step.MODELS[name]("small", 4, 3)
+    model.run_eagerly = True
+    before = numpy_of(model.trainable_weights[0])
+    args = train_step.parse_args(["--batch", "6", "--call", "fit"])
+    images, labels = rng.integers(0, 256, (12, 4, 4, 3)), np.arange(12) % 3
+    train_step.step_of(model, args)(images, labels)
+    assert np.abs(numpy_of(model.trainable_weights[0]) - before).max() > 0
+    assert "accuracy" in model.get_metrics_result()
+
+
+@only_once
+@pytest.mark.slow
+@pytest.mark.parametrize("network", train_step.NETWORKS)
+def test_networks_of_train_step_end_with_features(network):
+    inputs, features = train_step.NETWORKS[network](32)
+    assert tuple(inputs.shape) == (None, 32, 32, 3)
+    assert len(features.shape) == 2
+
+
+@only_once
+def test_train_step_refuses_what_it_cannot_measure(capsys):
+    with pytest.raises(SystemExit):
+        train_step.parse_args(["--size", "16"])
+    assert "--size must be at least 32" in capsys.readouterr().err
+
+
+# short_products.py
+
+
+def test_short_products_tell_times_and_errors(tmp_path):
+    path = tmp_path / "result.json"
+    flags = ["--classes", "50", "--dim", "16", "--batch", "8", "--steps", "1"]
+    short_products.main([*flags, "--result", str(path)])
+    [row] = json.loads(path.read_text())["rows"]
+    assert row["ratio"]["float32"] == 1
+    assert row["loss_error"]["float32_sums"] < 0.01
+    errors = row["slope_error"]
+    assert errors["float32_sums"] < errors["rounded"]
+
+
+@only_once
+def test_short_products_have_the_gradient_of_their_loss(rng):
+    cosines, labels = rng.uniform(-1, 1, (3, 5)), np.array([0, 4, 2])
+    found = short_products.loss_and_slope(cosines, labels, 10.0)
+    right = slope_of(
+        lambda x: short_products.loss_and_slope(x, labels, 10.0)[0], cosines
+    )
+    np.testing.assert_allclose(found[1], right, rtol=1e-4, atol=1e-6)
+    loss = keras_pedcc.losses.am_softmax_loss(
+        labels, cosines, scale=10.0, margin=short_products.MARGIN
+    )
+    np.testing.assert_allclose(found[0], numpy_of(loss), rtol=1e-5)
