@@ -88,8 +88,9 @@ def conditions(*studies):
 
 
 def _place(environment):
-    backend = environment["backend"]
+    backend, cpus = environment["backend"], environment["cpus"]
+    cores = f"{cpus} CPU core{'s' if cpus > 1 else ''} ({environment['cpu']})"
     return (
-        f"{environment['cpus']} CPU cores ({environment['cpu']}) beside other work, "
+        f"{cores} beside other work, "
         f"{backend} {environment[backend]}, Keras {environment['keras']}"
     )

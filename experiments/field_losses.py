@@ -133,7 +133,7 @@ def run(images, make, key, args):
 
 
 def summary(runs):
-    """Each score of each loss, beside cross entropy's."""
+    """Each score of each loss beside cross entropy's, which is the first row."""
     tested = [run for run in runs if run["scored"] == "test"]
     rows = {run["kind"]: {"kind": run["kind"], "rate": run["rate"]} for run in tested}
     for name in SCORES:
@@ -143,7 +143,11 @@ def summary(runs):
             baseline = values.get((feature_heads.BASELINE,), {})
             found["minus_cross_entropy"] = feature_heads.paired(own, baseline)
             rows[kind][name] = found
-    return {"rows": list(rows.values())}
+    return {"rows": sorted(rows.values(), key=_place)}
+
+
+def _place(row):
+    return row["kind"] != feature_heads.BASELINE, -row["accuracy"]["mean"]
 
 
 def table(found):

@@ -211,7 +211,10 @@ def pages():
         PAGES / "images.md": {
             "image results": table(read("images")),
             "loss comparison": "\n".join(comparisons),
-            "field losses": study(field_losses, "field_losses_emnist47.json"),
+            "field losses": "\n".join(
+                study(field_losses, path.name)
+                for path in sorted(RESULTS.glob("field_losses_*.json"))
+            ),
         },
         PAGES / "trained_centroids.md": {
             "centroid study": studies.summary(found),
