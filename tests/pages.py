@@ -47,4 +47,5 @@ def sentences(text):
     text = re.sub(r"`[^`]+`|\$[^$]+\$", "Code", text)
     items = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.)\s", text)
     ends = re.compile(r"(?<=[.!?])[\"*)]*\s+(?=[\"*(]*[A-Z0-9])")
-    return [each for item in items for each in ends.split(" ".join(item.split())) if each]
+    lines = [" ".join(item.split()) for item in items]
+    return [each for line in lines for each in ends.split(line) if each]

@@ -31,8 +31,8 @@ def classifier(
     If the head has room, the output covers the classes in use. Create a new classifier
     after `grow_classes`.
 
-    The classifier contains `model` and shares its weights. It saves and exports like any Keras
-    model: `classifier(model).export(path, format="onnx")`.
+    The classifier contains `model` and shares its weights. It saves and exports like
+    any Keras model: `classifier(model).export(path, format="onnx")`.
 
     Args:
         model: Any `keras.Model` whose outputs are cosines: the output `"logits"` of a

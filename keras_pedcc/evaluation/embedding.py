@@ -90,7 +90,7 @@ def embed(
     |...|`, mirrored left to right, as is usual in face verification.
 
     Args:
-        embedder: Model with one output, shape `(batch, dim)`, such as `embedder` returns.
+        embedder: Model with one output, shape `(batch, dim)`, as `embedder` returns.
         images: Array or tensor, shape `(batch, ...)`; a list or dict of them, one for
             each input of the model; or an iterable of batches in the forms that
             `keras.Model.predict` takes, such as a `tf.data.Dataset`, a
@@ -151,7 +151,7 @@ class VerificationCallback(keras.callbacks.Callback):
         images: Array or tensor, shape `(images, ...)`; or a list or dict of them, one
             for each input of the model.
         pairs: Whole numbers, indices into `images`, shape `(pairs, 2)`.
-        same: Whether both images show the same class, bool or 0 and 1, shape `(pairs,)`.
+        same: Whether both are of one class, bool or 0 and 1, shape `(pairs,)`.
         folds: As in `verification_report`. Defaults to 10.
         batch_size: int, at least 1. Images per step. Defaults to 32.
         flip: bool. Whether to add the features of the mirror image, see `embed`.
