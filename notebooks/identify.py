@@ -43,7 +43,7 @@ hidden = keras.layers.Dense(128, activation="relu")(inputs)
 model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(32)(hidden)))
 model.compile(keras.optimizers.Adam(3e-3), loss)
 
-batches = keras_pedcc.ClassBatches(x, y, classes=6, samples=16)
+batches = keras_pedcc.ClassBatches(x, y, classes=12, samples=8)
 history = model.fit(
     batches, epochs=4, shuffle=False, callbacks=[batches.callback()], verbose=0
 )
