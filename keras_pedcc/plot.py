@@ -1,7 +1,7 @@
-"""Pictures of a trained network, each a function of arrays that returns a figure.
+"""Figures of a trained network; each function takes arrays and returns a figure.
 
-They need matplotlib: `pip install keras-pedcc[plot]`. The figures belong to no window:
-`figure.savefig(path)` writes one, and a notebook shows it.
+They need matplotlib: `pip install keras-pedcc[plot]`. The figures do not use pyplot:
+save them with `figure.savefig(path)`, or show them in a notebook.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from keras_pedcc.evaluation.verification import roc_curve, verification_report
 
 Figure = Any  # of matplotlib, which may be missing
 Names = Sequence[str] | None
-FEW = 20  # classes that a legend and colors can tell apart
+FEW = 20  # classes that legend and colors can distinguish
 
 
 def features(
@@ -26,7 +26,7 @@ def features(
     centroids: ArrayLike | None = None,
     class_names: Names = None,
 ) -> Figure:
-    """Features and centroids, projected onto the plane in which the features vary most.
+    """Plots features and centroids in the plane in which the features vary most.
 
     The plane is spanned by the first two principal components of the features.
     Distances in it are smaller than those between the features.
@@ -69,9 +69,10 @@ def features(
 
 
 def margins(cosines: ArrayLike, labels: ArrayLike) -> Figure:
-    """Cosine to the own class against the largest to another, one point a sample.
+    """Plots the cosine to the own class against the largest cosine to another class.
 
-    Points below the diagonal are right, and their distance from it is the margin.
+    Each point is a sample. Points below the diagonal are correctly classified, and
+    their distance from it shows the margin.
 
     Args:
         cosines: The logits of a head, shape `(batch, num_classes)`.
@@ -104,13 +105,13 @@ def margins(cosines: ArrayLike, labels: ArrayLike) -> Figure:
 def confusion(
     labels: ArrayLike, predicted: ArrayLike, *, class_names: Names = None
 ) -> Figure:
-    """How often samples of each class (row) are taken for each class (column).
+    """Plots the confusion matrix; rows are classes, columns are predictions.
 
-    Colors are shares of the row; up to 20 classes, the counts are written in.
+    Colors are shares of the row. With up to 20 classes the counts are shown, too.
 
     Args:
         labels: Class indices, shape `(batch,)` or `(batch, 1)`.
-        predicted: The classes they were taken for, of the same shape.
+        predicted: Predicted class indices, of the same shape.
         class_names: Name of each class, by its index. Defaults to the numbers.
 
     Returns:
@@ -144,7 +145,7 @@ def confusion(
 
 
 def confusion_counts(labels: Array, predicted: Array) -> Array:
-    """Counts of each class (row) and what it was taken for (column)."""
+    """Counts of each class (row) and prediction (column)."""
     size = 1 + max(labels.max(), predicted.max())
     return np.bincount(labels * size + predicted, minlength=size**2).reshape(size, size)
 
@@ -157,7 +158,7 @@ def mistakes(
     class_names: Names = None,
     number: int = 16,
 ) -> Figure:
-    """The images that are wrong by the most: largest cosine to another less the own.
+    """Shows the worst errors: the largest cosine to another class exceeds the own most.
 
     Args:
         images: Array or tensor, shape `(batch, height, width)`, or with channels last,
@@ -165,11 +166,11 @@ def mistakes(
         labels: Class indices, shape `(batch,)` or `(batch, 1)`.
         cosines: The logits of a head, shape `(batch, num_classes)`.
         class_names: Name of each class, by its index. Defaults to the numbers.
-        number: int, at least 1. Images at most.
+        number: int, at least 1. Maximum number of images.
 
     Returns:
-        `matplotlib.figure.Figure`; over each image its class, what it was taken for,
-        and by how much.
+        `matplotlib.figure.Figure`; the title of each image has its class, the
+        prediction, and the difference of the cosines.
 
     Raises:
         TypeError: `number` is not a whole number.
@@ -203,7 +204,7 @@ def mistakes(
 
 
 def roc(same: ArrayLike, scores: ArrayLike) -> Figure:
-    """The true accept rate over the false accept rate, see `keras_pedcc.roc_curve`.
+    """Plots the true over the false accept rate, see `keras_pedcc.roc_curve`.
 
     Args:
         same: Whether both are of one class: bool, or 0 and 1, shape `(pairs,)`.
@@ -222,7 +223,7 @@ def roc(same: ArrayLike, scores: ArrayLike) -> Figure:
     >>> figure = keras_pedcc.plot.roc([1, 1, 0, 0], [0.9, 0.5, 0.5, 0.1])
     """
     far, tar, _ = roc_curve(same, scores)
-    # Folds by turns: each has pairs of both kinds.
+    # Alternating folds, so that each has pairs of both kinds.
     kinds = np.asarray(ops.convert_to_numpy(same)).astype(int)
     folds = np.empty(len(kinds), int)
     for kind in (0, 1):
@@ -241,7 +242,7 @@ def roc(same: ArrayLike, scores: ArrayLike) -> Figure:
 
 
 def _figure(size: tuple[float, float]) -> tuple[Figure, Any]:
-    # Not with pyplot, which would keep each figure, and may want a screen.
+    # Not pyplot, which keeps all figures and may need a screen.
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout="constrained")
@@ -283,7 +284,7 @@ def _check_indices(labels: ArrayLike, rows: Array) -> Array:
 def _own_and_others(
     cosines: ArrayLike, labels: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """Cosine to the own class, the largest to another, and which other it is."""
+    """Cosine to the own class, the largest cosine to another, and that other class."""
     values = check_features(cosines=cosines).astype("float64")
     labels = _check_indices(labels, values)
     if labels.max() >= values.shape[1] or values.shape[1] < 2:

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # From cross entropy to predefined centroids
 #
-# Two lines of a Keras script change: the last layer and the loss. This notebook trains
-# a small network on 1,797 handwritten digits in both ways, and shows what the features
-# look like.
+# Only the last layer and the loss of a Keras script change. This notebook trains a
+# small network on 1,797 handwritten digits in both ways, and shows how the features
+# differ.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -24,7 +24,7 @@ x, x_test, y, y_test = train_test_split(
 )
 
 # %% [markdown]
-# ## The script as it was
+# ## The original script
 #
 # The network ends in 32 features and a `Dense` layer with one output for each class.
 
@@ -50,14 +50,14 @@ print(f"cross entropy: {accuracy_before:.1%} of the test images")
 # %% [markdown]
 # ## The two lines
 #
-# `recipe` returns a head and a loss whose constants fit each other. The labels, the
-# metrics, the optimizer and `fit` stay as they are. Three rules for the network:
+# `recipe` returns a head and a loss whose constants match. Labels, metrics, optimizer
+# and `fit` do not change. Three rules for the network:
 #
-# - The layer before the head is linear. Features behind a ReLU cannot be negative, and
-#   most centroids would be out of reach.
-# - Nothing follows the head: no softmax. The loss contains it.
-# - The features have at least as many dimensions as there are classes, less one, where
-#   you can afford it.
+# - The layer before the head is linear. After a ReLU no feature is negative, and most
+#   centroids would be out of reach.
+# - No softmax follows the head: the loss contains it.
+# - If you can afford it, the features have at least as many dimensions as there are
+#   classes, minus one.
 
 # %%
 head, loss = keras_pedcc.recipe("trained", 10, return_features=False)
@@ -66,8 +66,9 @@ accuracy = train(after, loss)  # was: train(before, cross_entropy)
 print(f"predefined centroids: {accuracy:.1%} of the test images")
 
 # %% [markdown]
-# On one split and one seed, differences below a point are chance. The features differ
-# by more: here is the cosine between any two test images, of one class and of two.
+# With one split and one seed, differences below a point are chance. The features differ
+# more clearly. The figure shows the cosines between all pairs of test images, from the
+# same class and from two classes.
 
 
 # %%
@@ -92,9 +93,9 @@ for each, (name, model) in zip(
 _ = axes[0].legend()
 
 # %% [markdown]
-# Images of one class lie closer together, and classes farther apart. This is what
-# search and verification live on. `embedder` cuts the head off, and `plot` draws the
-# features beside their centroids.
+# With predefined centroids, images of one class are closer together, and classes
+# further apart. Search and verification rely on this. `embedder` removes the head, and
+# `plot` draws the features with their centroids.
 
 # %%
 features = keras_pedcc.embed(keras_pedcc.embedder(after), x_test)

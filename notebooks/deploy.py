@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Resume, export, deploy
 #
-# A run that is killed goes on where it was. The trained model becomes a classifier with
-# names and probabilities, and leaves Keras as a SavedModel or an ONNX file.
+# Resume a run that was killed, turn the trained model into a classifier with names and
+# probabilities, and export it as a SavedModel or an ONNX file.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -38,9 +38,9 @@ def new_model():
 # %% [markdown]
 # ## Resume
 #
-# `AtomicBackup` keeps weights, optimizer, random states and epoch in one file, which
-# appears by one rename. Here a callback plays the power failure, in the fourth of eight
-# epochs. Then the same code runs again, and begins with that epoch.
+# `AtomicBackup` writes weights, optimizer, random states and epoch to one file,
+# atomically. Here a callback simulates a power failure in the fourth of eight epochs.
+# Then the same code runs again, and starts with that epoch.
 
 
 # %%
@@ -67,7 +67,7 @@ model, history = run()
 print("epochs of the second run:", [epoch + 1 for epoch in history.epoch])
 
 # %% [markdown]
-# The resumed run ends as one that was never killed:
+# The resumed run ends with the same weights as an uninterrupted one:
 
 # %%
 whole = new_model()
@@ -88,8 +88,8 @@ _ = axes.set(xlabel="epoch", ylabel="loss")
 # ## A classifier with names
 #
 # The logits of the model are cosines. `classifier` multiplies them by the scale of the
-# loss and adds a softmax; `identify` gives names. Nobody has calibrated these
-# probabilities: they rank classes well.
+# loss and adds a softmax; `identify` returns names. These probabilities rank the
+# classes, but they are not calibrated.
 
 # %%
 names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -106,8 +106,8 @@ keras_pedcc.plot.mistakes(
 # %% [markdown]
 # ## Save and load
 #
-# The file of the classifier has the names. `load_model` compares the checksums of a
-# file before it reads it.
+# The file of the classifier contains the names. `load_model` verifies the checksums of
+# the file before it loads the model.
 
 # %%
 classifier.save("digits.keras")
@@ -117,8 +117,9 @@ differences = {"keras": np.abs(loaded.predict(x_test, verbose=0) - probabilities
 # %% [markdown]
 # ## Export
 #
-# `export` is Keras' own. The exported file needs neither Keras nor this package. Keep
-# the names beside it. Formats whose tools are not installed are skipped.
+# `export` is a method of Keras. The exported file needs neither Keras nor this package,
+# and does not contain the names: store them separately. Formats whose tools are not
+# installed are skipped.
 
 
 # %%
@@ -152,5 +153,5 @@ for name, value in differences.items():
     print(f"{name}: probabilities differ by at most {value:.0e}")
 
 # %% [markdown]
-# For search instead of classes, export the embedder: `keras_pedcc.embedder(model)` is a
-# plain Keras model as well.
+# For search, export the embedder instead: `keras_pedcc.embedder(model)` is a Keras
+# model, too.

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Verify, enrol, identify
 #
-# A network that was trained on some classes compares images of others. This one is
-# trained on the digits 0 to 5. Digits 6 and 7 give the threshold, 8 and 9 are enrolled.
+# A network can compare images of classes that it was not trained on. This one is
+# trained on the digits 0 to 5. Digits 6 and 7 determine the threshold, 8 and 9 are
+# enrolled.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -42,7 +43,7 @@ hidden = keras.layers.Dense(128, activation="relu")(inputs)
 model = keras_pedcc.PEDCCModel(inputs, head(keras.layers.Dense(32)(hidden)))
 model.compile(keras.optimizers.Adam(3e-3), loss)
 
-batches = keras_pedcc.ClassBatches(x, y, classes=6, samples=16)
+batches = keras_pedcc.ClassBatches(x, y, classes=12, samples=8)
 history = model.fit(
     batches, epochs=4, shuffle=False, callbacks=[batches.callback()], verbose=0
 )
@@ -55,8 +56,7 @@ print(features.shape)
 # ## Verify pairs
 #
 # Do two images show the same digit? The score of a pair is the cosine of its features.
-# The threshold comes from classes that the network has never seen, and that are not
-# those it is tested on.
+# The threshold comes from classes that were neither in the training nor in the test.
 
 # %%
 rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ keras_pedcc.plot.roc(same, scores)
 # %% [markdown]
 # ## Enrol
 #
-# Enrolling takes no training. The entry of a class in the gallery is the mean of the
+# Enrolling needs no training. The entry of a class in the gallery is the mean of the
 # features of a few images, here ten.
 
 # %%
@@ -90,7 +90,8 @@ gallery = enrol(features)
 # %% [markdown]
 # ## Identify
 #
-# The nearest entry answers, unless it is too far away: then the image is of a stranger.
+# The nearest entry is the answer, unless it is too far away: then the image shows a
+# stranger. For comparison, the same search with raw pixels:
 
 # %%
 queries = np.setdiff1d(np.flatnonzero(labels >= 8), np.concatenate(enrolled))
@@ -109,10 +110,10 @@ for name, answer, i in zip(nearest[:3], found[:3], queries[:3], strict=True):
     print(f"a {labels[i]}: nearest is {name}, the answer is {answer}")
 
 # %% [markdown]
-# ## Choose what an error costs
+# ## Choose the threshold
 #
-# Digits 6 and 7 are strangers to this gallery. A higher threshold lets fewer of them in
-# and refuses more of those who are enrolled.
+# Digits 6 and 7 are strangers to this gallery. A higher threshold accepts fewer of them
+# and refuses more images of enrolled classes.
 
 # %%
 strangers = (features[(labels == 6) | (labels == 7)] @ gallery.T).max(axis=1)
@@ -124,6 +125,6 @@ axes.legend()
 _ = axes.set(xlabel="cosine to the nearest entry", ylabel="images")
 
 # %% [markdown]
-# A threshold of pairs is too low for a large gallery, because a stranger has a chance
-# with each entry. Take one from images of strangers, at the false-alarm rate that you
-# can bear.
+# A threshold from pairs is too low for a large gallery, because a stranger may match
+# any entry. Choose it with images of strangers, at the false-alarm rate that you
+# accept.

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Few images per class, and long tails
 #
-# Frozen, evenly spread centroids suit classes of equal size. With few images, or with
-# rare and frequent classes, prefer the recipe `"trained"` to `"frozen"`: it starts from
-# the same centroids and trains them with the network. For a long tail, also tell the
-# loss how frequent the classes are. Always compare with cross entropy on your images.
+# Evenly spread, frozen centroids suit classes of similar size. When you train from
+# scratch with few images, or with rare and frequent classes, prefer the recipe
+# `"trained"`: it starts from the same centroids and trains them with the network. For a
+# long tail, also pass the class frequencies to the loss. Always compare with cross
+# entropy on your images.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -49,8 +50,8 @@ def first(counts):
 # %% [markdown]
 # ## Ten images of each class
 #
-# Train long enough, and compare several seeds: with so few images, seeds and the choice
-# of images often matter more than the recipe. Each row below is a single run.
+# With so few images, seeds and the choice of images often matter more than the recipe:
+# train long enough, and compare several seeds. Each row below is a single run.
 
 # %%
 few = first([10] * 10)
@@ -62,8 +63,8 @@ for kind in ("cross entropy", "frozen", "trained"):
 # %% [markdown]
 # ## A long tail
 #
-# Now class 0 has 120 images and class 9 has 3. The test images stay balanced, so every
-# class counts the same.
+# Now class 0 has 120 images and class 9 has 3. The test images remain balanced, so all
+# classes count equally.
 
 # %%
 counts = np.geomspace(120, 3, 10).round().astype(int)
@@ -71,9 +72,9 @@ tail = first(counts)
 print(np.bincount(y[tail]).tolist())
 
 # %% [markdown]
-# `class_priors` turns labels into frequencies. The loss adds their logarithm to the
-# scaled cosines (logit adjustment): an image of a rare class needs a larger cosine in
-# training. Predictions compare the cosines alone.
+# `class_priors` computes the class frequencies from the labels. The loss adds their
+# logarithms to the scaled cosines (logit adjustment), so images of rare classes need a
+# larger cosine in training. Predictions compare the cosines alone.
 
 # %%
 priors = keras_pedcc.class_priors(y[tail])
@@ -97,17 +98,17 @@ axes.set(xlabel="digit, and its number of training images", ylabel="share right"
 _ = axes.legend(loc="lower left")
 
 # %% [markdown]
-# The bars on the right are the rare classes. Where do their images go? Rows are
-# classes, columns are predictions.
+# The bars on the right are the rare classes. What are their images mistaken for? Rows
+# are classes, columns are predictions.
 
 # %%
 keras_pedcc.plot.confusion(y_test, found["trained, priors"])
 
 # %% [markdown]
-# On these easy images, after 300 steps, cross entropy stays ahead. With 47 classes of
-# characters, where the rarest has 10 images, the two are level if both take priors:
+# On these easy images, after 300 steps, cross entropy remains ahead. With 47 classes of
+# characters, where the rarest has 10 images, the two are level if both use priors:
 # trained centroids reach 66.2 % without and 73.4 % with them, cross entropy 67.7 and
-# 73.3 %. Frozen centroids reach 61.5 and 65.2 %, so a long tail is not for them. The
-# page "Priors" of the documentation has the settings and seeds.
+# 73.3 %. Frozen centroids reach only 61.5 and 65.2 %. The page "Priors" of the
+# documentation has the settings and seeds.
 #
 # Choose a recipe on held-out images, never on test images.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A million classes
 #
-# A softmax over C classes of d features needs an array of `C * d` centroids and, at
-# every step, one of `batch * C` cosines. `Blockwise` avoids the second, `KerdockDense`
-# both. The sizes here run in seconds on a CPU; the code for a million is the same.
+# A softmax over C classes of d features needs an array of `C * d` centroids and, in
+# every step, one of `batch * C` cosines. `Blockwise` avoids the second array,
+# `KerdockDense` avoids both. The sizes here run in seconds on a CPU; the code for a
+# million is the same.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -20,8 +21,8 @@ import keras_pedcc
 # %% [markdown]
 # ## Many classes from few data
 #
-# Let each of 300 images of handwritten digits be a class of its own. The network must
-# recognise an image under noise: that is instance recognition.
+# Each of 300 images of handwritten digits is a class of its own. The network must
+# recognise the image under noise (instance recognition).
 
 # %%
 originals = load_digits().data[:300] / 16
@@ -42,7 +43,7 @@ x_test, y_test = noisy(1), classes
 #
 # With `scores=Blockwise(n)` the loss computes the logits by blocks of n classes, and
 # the head returns the features alone. From 100,000 classes on this is the default. The
-# more classes, the larger the scale must be: `scale="auto"` takes care of it.
+# more classes, the larger the scale must be; `scale="auto"` chooses it.
 
 
 # %%
@@ -69,9 +70,9 @@ print(f"PEDCCDense: {right['PEDCCDense']:.1%} of the images are recognised")
 # %% [markdown]
 # ## Without the array of centroids
 #
-# Kerdock's vectors are orthonormal bases that differ in signs. The signs are all that
-# `KerdockDense` holds, and a fast Walsh-Hadamard transform gives the cosines. The
-# number of classes must exceed twice the largest power of two up to `dim`.
+# The vectors of a Kerdock set form orthonormal bases that differ in signs only.
+# `KerdockDense` stores these signs, and a fast Walsh-Hadamard transform computes the
+# cosines. The number of classes must exceed twice the largest power of two up to `dim`.
 
 # %%
 kerdock = keras_pedcc.KerdockDense(len(classes), scores="blockwise")
@@ -81,7 +82,7 @@ print(f"KerdockDense: {right['KerdockDense']:.1%} of the images are recognised")
 
 
 # %% [markdown]
-# What do the two heads hold?
+# How much memory do the weights of both heads take?
 
 
 # %%
@@ -117,12 +118,12 @@ axes.legend()
 _ = axes.set(xlabel="classes", ylabel="GiB, 512 features, batch 128")
 
 # %% [markdown]
-# The lines are sizes of arrays, not measurements; a step by blocks needs a block of
-# cosines more. To train the million classes, put `large` into a `PEDCCModel`
-# with `PEDCCLoss(scale="auto")`, as `train` does above. That takes 0.5 to 0.7 GiB in
-# all. Three things help further:
+# The lines are sizes of arrays, not measurements. A block-wise step also needs a block
+# of cosines. To train the million classes, put `large` into a `PEDCCModel` with
+# `PEDCCLoss(scale="auto")`, as `train` does above. That takes 0.5 to 0.7 GiB in total.
+# Three things help further:
 #
-# - `scores=keras_pedcc.Sampled(0.1)`, for `PEDCCDense`, takes a tenth of the other
-#   classes in each step.
+# - `scores=keras_pedcc.Sampled(0.1)`, for `PEDCCDense`, uses a random tenth of the
+#   other classes in each step.
 # - `class_parallel` divides the classes among several devices.
 # - `class_priors` balances frequent and rare classes, except in blocks of Kerdock.

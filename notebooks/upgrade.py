@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Upgrade the network and keep the index
 #
-# An index of embeddings usually dies with its network: two networks put one class into
-# different directions, so all images must be embedded anew. Networks that share frozen
-# centroids put a class into the same direction. New features are then found among old
-# ones.
+# Usually an index of embeddings is lost with its network: two networks map the same
+# class to different directions, so all images must be embedded again. Networks with the
+# same frozen centroids map a class to the same direction. Features of the new network
+# can then be found among those of the old one.
 
 # %%
 # In Colab, upload the wheel first: `pip wheel --no-deps .` makes it in a clone.
@@ -30,9 +30,9 @@ known = np.arange(8)  # the old network never saw 8 and 9
 # %% [markdown]
 # ## An old network and a new one
 #
-# The new one is wider, starts from another seed and knows two more classes. Only `dim`
-# and the centroids are the same. Both heads get ten rows: a new class takes one
-# that has had no images.
+# The new network is wider, starts from another seed and knows two more classes. Only
+# `dim` and the centroids are the same. Both heads have ten rows; two of them have no
+# images in the old network.
 
 
 # %%
@@ -62,17 +62,17 @@ new = network(256, seed=2, classes=np.arange(10))
 index = keras_pedcc.embed(old, images[enrolled])
 
 # %% [markdown]
-# ## Keep a fingerprint beside the index
+# ## Store a fingerprint with the index
 #
-# It tells later whether a network aims at the same directions. `check_same_centroids`
-# raises an error if not.
+# It tells later whether a network has the same centroids. If not,
+# `check_same_centroids` raises an error.
 
 # %%
 fingerprint = keras_pedcc.centroid_fingerprint(old)
 pathlib.Path("index.json").write_text(json.dumps(fingerprint))
 
 kept = json.loads(pathlib.Path("index.json").read_text())
-keras_pedcc.check_same_centroids(new, kept)  # nothing: they belong together
+keras_pedcc.check_same_centroids(new, kept)  # no error: they match
 try:
     keras_pedcc.check_same_centroids(keras_pedcc.generate_pedcc(10, 32, seed=7), kept)
 except ValueError as error:
@@ -81,9 +81,8 @@ except ValueError as error:
 # %% [markdown]
 # ## Measure
 #
-# `compatibility_report` embeds nothing itself. It takes the features of one set of
-# images by both networks. As a comparison, two networks of the same sizes are trained
-# with cross entropy.
+# `compatibility_report` takes the features of the same images from both networks. For
+# comparison, two networks of the same sizes are trained with cross entropy.
 
 
 # %%
@@ -121,8 +120,8 @@ _ = axes.legend(loc="lower left")
 # %% [markdown]
 # ## Classes that the old network never saw
 #
-# It put their images where it pleased, and the new one puts them at their centroids.
-# Embed their images anew, and leave all others:
+# The old network maps their images to arbitrary directions, the new one to their
+# centroids. Embed only these images again:
 
 # %%
 queries = keras_pedcc.embed(new, images[asked])
@@ -140,5 +139,5 @@ found_after = share_found()
 print(f"before: {found_before:.1%}; {unseen.sum()} images anew: {found_after:.1%}")
 
 # %% [markdown]
-# A threshold belongs to one network and its index: choose it anew, even if the index
+# A threshold belongs to one network and one index: choose a new one even if the index
 # stays.

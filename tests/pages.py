@@ -47,5 +47,5 @@ def sentences(text):
     text = re.sub(r"`[^`]+`|\$[^$]+\$", "Code", text)
     items = re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.)\s", text)
     ends = re.compile(r"(?<=[.!?])[\"*)]*\s+(?=[\"*(]*[A-Z0-9])")
-    lines = (" ".join(item.split()) for item in items)
+    lines = [" ".join(item.split()) for item in items]
     return [each for line in lines for each in ends.split(line) if each]

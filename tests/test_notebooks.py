@@ -18,7 +18,7 @@ PROMISES = {
         n["accuracy"] > 0.95
         and n["gaps"]["predefined centroids"] > n["gaps"]["cross entropy"]
     ),
-    "identify": lambda n: n["identified"] > n["by_pixels"].mean() + 0.03,
+    "identify": lambda n: n["identified"] > n["by_pixels"].mean(),
     "imbalance": lambda n: (
         n["few_accuracy"]["trained"] > 0.8
         and n["tail_accuracy"]["trained, priors"] > 0.7

@@ -1,4 +1,4 @@
-"""Which class gets which centroid, where the centroids are not interchangeable."""
+"""Assignment of classes to centroids that are not interchangeable."""
 
 import numpy as np
 from keras import ops
@@ -16,21 +16,21 @@ def assign_classes(
     goal: str = "apart",
     rounds: int = 10_000,
 ) -> Array:
-    """Orders centroids so that similar classes sit apart, or together.
+    """Orders centroids so that similar classes are far apart, or close together.
 
-    Up to `dim + 1` classes all centroids are equally far from each other, and the
-    order does not matter. Beyond, `agreement = sum_{i<j} S_ij cos(c_i, c_j)` is made
-    small (`"apart"`) or large (`"together"`) by exchanging the centroids of two
-    classes, the best two each time, until no exchange helps. That is a local
+    Up to `dim + 1` classes all centroids are equally far from each other, and the order
+    does not matter. With more classes, the function minimizes (`"apart"`) or maximizes
+    (`"together"`) `sum_{i<j} S_ij cos(c_i, c_j)`. It exchanges the centroids of two
+    classes, the best pair each time, until no exchange helps. This finds a local
     optimum: the general problem (quadratic assignment) has no fast solution.
 
     Args:
         centroids: Array or tensor, shape `(num_classes, dim)`.
         similarity: Array S, shape `(num_classes, num_classes)`, symmetric, finite;
-            larger means more alike. The diagonal is not looked at.
-        goal: `"apart"` to keep similar classes from near centroids, `"together"`
-            to put them there.
-        rounds: int. Most exchanges. Each takes time in proportion to
+            larger means more similar. The diagonal is ignored.
+        goal: `"apart"` to give similar classes distant centroids, `"together"` to give
+            them close ones.
+        rounds: int. Maximum number of exchanges. Each takes time proportional to
             `num_classes^2`.
 
     Returns:
@@ -77,7 +77,7 @@ def _check_similarity(similarity: ArrayLike, num_classes: int) -> Array:
             "`similarity` must be finite and symmetric. Received: a matrix that is "
             "not. Pass (S + S.T) / 2."
         )
-    # What an exchange gains is then compared with 1.
+    # Gains of exchanges are then relative to 1.
     return alike / max(np.abs(alike).max(), 1e-300)
 
 

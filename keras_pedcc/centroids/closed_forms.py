@@ -17,7 +17,7 @@ def simplex(num_classes: int) -> Array:
 
 
 def orthogonal_simplices(num_classes: int, dim: int) -> Array:
-    """`num_classes - dim` regular simplices, each in dimensions of its own.
+    """`num_classes - dim` regular simplices in mutually orthogonal subspaces.
 
     Sizes as equal as possible; shape `(num_classes, dim)`.
     """
@@ -59,7 +59,7 @@ def _inverse_of_lower(lower: Array) -> Array:
 
 
 def kerdock_dim(dim: int) -> int:
-    """The largest power of two up to `dim`: the dimensions that a set fills."""
+    """The largest power of two up to `dim`: the number of dimensions of a set."""
     return 1 << (dim.bit_length() - 1)
 
 
@@ -81,7 +81,7 @@ def union_capacity(dim: int) -> int:
 
 
 def _field_size(dim: int) -> int:
-    """Of the field that the forms of Kerdock or Gold come from."""
+    """Number of elements of the field behind the forms of Kerdock or Gold."""
     d = kerdock_dim(dim)
     return d // 2 if d.bit_length() % 2 else d
 
@@ -100,7 +100,7 @@ def kerdock_cosine(num_classes: int, dim: int) -> float:
 def kerdock(
     num_classes: int, dim: int, rng: np.random.Generator, dtype: str = "float32"
 ) -> Array:
-    """A set of bases any two of which are as far apart as bases can be.
+    """A set of orthonormal bases, any two of them as far apart as bases can be.
 
     The standard basis, then bases `diag((-1)^Q_a) H / sqrt(d)`, with H the Hadamard
     matrix of order `d = 2^m` and a quadratic form Q_a over GF(2) for each a of a
@@ -109,14 +109,14 @@ def kerdock(
     over GF(2^(m-1)), whose differences have rank m. For odd m they are those of Gold,
     `Q_a(x) = Tr(a x^3)` over GF(2^m), of rank m - 1.
 
-    More vectors than a full set are of several sets, `Tr(b x^3)` (even m) or
-    `Tr(b x^5)` (odd m) added to the forms of each, with another b. Between the sets
-    the ranks are at least m - 2 or m - 3, as Delsarte and Goethals have shown, so that
-    the largest cosine doubles.
+    More vectors than a full set come from several sets: `Tr(b x^3)` (even m) or `Tr(b
+    x^5)` (odd m) is added to the forms of each, with a different b. Between the sets
+    the ranks are at least m - 2 or m - 3 (Delsarte and Goethals), so the largest cosine
+    doubles.
 
-    Fewer vectors than a full set are whole bases, chosen by `rng`, of which the last
-    may be cut short. Coordinates are shuffled and their signs drawn by `rng`; beyond
-    `d` they are 0.
+    Fewer vectors than a full set are bases chosen by `rng`; the last may be incomplete.
+    `rng` also shuffles the coordinates and draws their signs. Coordinates beyond `d`
+    are 0.
     """
     d = kerdock_dim(dim)
     signs, columns, flips = kerdock_signs(num_classes, dim, rng)
@@ -137,12 +137,12 @@ def kerdock(
 def kerdock_signs(
     num_classes: int, dim: int, rng: np.random.Generator
 ) -> tuple[Array, Array, Array]:
-    """What `kerdock` makes its vectors of.
+    """The signs and coordinates from which `kerdock` makes its vectors.
 
     Returns:
-        `(signs, columns, flips)`: `(-1)^Q_a`, int8, shape `(bases - 1, d)`, for each
-        basis but the first; the dimension that each coordinate is put in, int32, and
-        the sign that it gets there, int8, both of shape `(d,)`.
+        `(signs, columns, flips)`: `(-1)^Q_a` for each basis but the first, int8, shape
+        `(bases - 1, d)`; the dimension of each coordinate, int32, and its sign, int8,
+        both of shape `(d,)`.
     """
     d = kerdock_dim(dim)
     signs = _form_signs(d, rng, -(-num_classes // (2 * d)) - 1)
@@ -159,7 +159,7 @@ def hadamard(d: int) -> Array:
 
 
 def _form_signs(d: int, rng: np.random.Generator, number: int) -> Array:
-    """`(-1)^Q` for `number` forms: random a, and several b where these do not do."""
+    """`(-1)^Q` for `number` forms: random a, and several b if one set is too small."""
     m = d.bit_length() - 1
     field = _Field(m - 1 if m % 2 == 0 else m)
     form = _gold_form if m % 2 else _kerdock_form
@@ -178,7 +178,7 @@ def _gold_form(field: "_Field", a: int, m: int) -> Array:
 
 
 def _shift(field: "_Field", b: int, m: int) -> Array:
-    """What is added to the forms of another set."""
+    """The form that distinguishes one set from another."""
     exponent = 5 if m % 2 else 3
     bits = field.trace(field.times(b, field.power(np.arange(field.size), exponent)))
     return bits if m % 2 else np.concatenate([bits, bits])

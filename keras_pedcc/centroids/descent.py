@@ -1,8 +1,8 @@
 """Descent of unit vectors on the sphere, inside compiled functions.
 
-Two things to lower: the Riesz energy of charges, and a soft form of the largest
-cosine. Both are sums over pairs, taken by blocks of rows, so that no array of
-`num_classes * num_classes` is held when there are many classes.
+It lowers the Riesz energy of charges, or a soft form of the largest cosine. Both are
+sums over pairs, computed by blocks of rows, so that many classes need no array of
+`num_classes * num_classes`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from keras_pedcc.common import Array, Shape, Tensor, Tensors
 BLOCK_ELEMENTS = 2**24  # of one block of the Gram matrix: 64 MiB in float32
 LEVELS = 24
 SHARPNESS = (8.0, 10_000.0)
-ENOUGH = 1e-7  # a step that moves no coordinate further is the last
+ENOUGH = 1e-7  # the descent stops when no coordinate moves by more
 
 # Of points, their largest cosine and a parameter: value, gradient, room and cosine.
 Objective: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensors]
@@ -32,13 +32,13 @@ def relax_charges(
     seconds: float | None = None,
     verbose: int = 0,
 ) -> Tensor:
-    """Lowers `sum_{i<j} |x_i - x_j|^-s` of each start; returns the best of them.
+    """Minimizes `sum_{i<j} |x_i - x_j|^-s` from each start; returns the best result.
 
     Args:
         points: NumPy array of unit vectors, shape `(starts, num_classes, dim)`.
         exponent: Float s in (0, 4]; 1 is the Coulomb energy.
-        steps: int. Most steps.
-        seconds: Positive float or `None`. When to stop at the latest.
+        steps: int. Maximum number of steps.
+        seconds: Positive float, a time limit, or `None`.
         verbose: 0 or 1. Whether to show a progress bar.
 
     Returns:
@@ -53,12 +53,11 @@ def relax_charges(
 def maximize_angle(
     points: Array, steps: int, seconds: float | None = None, verbose: int = 0
 ) -> Tensor:
-    """Lowers the largest cosine of each start; returns the best of them.
+    """Minimizes the largest cosine from each start; returns the best result.
 
-    `log(sum_{i != j} exp(b cos_ij)) / b` is lowered while the sharpness b rises from
-    8 to 10,000, at 24 levels of as many steps each (or of as many seconds, if these
-    are used up sooner); in the limit it is the largest cosine. Arguments as in
-    `relax_charges`.
+    Minimizes `log(sum_{i != j} exp(b cos_ij)) / b` while the sharpness b rises from 8
+    to 10,000 in 24 levels of equal numbers of steps, or of equal times if these run out
+    first. In the limit this is the largest cosine. Arguments as in `relax_charges`.
     """
     descent = _Descent("max_angle", points, steps, seconds, verbose)
     low, high = SHARPNESS
@@ -70,7 +69,7 @@ def maximize_angle(
 
 
 class _Descent:
-    """Where the points are, and how much of the budget is used."""
+    """State of a descent: the points, and how much of the budget is used."""
 
     def __init__(
         self, kind: str, points: Array, steps: int, seconds: float | None, verbose: int
@@ -88,13 +87,13 @@ class _Descent:
         )
 
     def share(self) -> float:
-        """The part of the budget that is used, from 0 to 1."""
+        """The used part of the budget, from 0 to 1."""
         elapsed = time.monotonic() - self.begun
         in_time = elapsed / self.seconds if self.seconds else 0.0
         return min(1.0, max(self.used / self.steps, in_time))
 
     def advance(self, parameter: float, steps: int) -> bool:
-        """Takes at most so many steps, a second's or so; returns whether to go on."""
+        """Takes steps for about a second; returns whether to continue."""
         number = ops.convert_to_tensor(parameter, "float32")
         if parameter != self.parameter:
             self.state = self.begin(self.points, self.top, number)
@@ -115,7 +114,7 @@ class _Descent:
         return not done
 
     def best(self) -> Tensor:
-        """The start that ended lowest."""
+        """The best result of all starts."""
         if self.kind == "max_angle":
             self.value = _largest_cosine(self.points)
         return ops.take(self.points, ops.argmin(self.value), axis=0)
@@ -136,7 +135,7 @@ class _Descent:
 def _compiled(
     backend: str, kind: str, shape: Shape
 ) -> tuple[Callable[..., Tensors], ...]:
-    """`begin` and `move`, one pair per shape: each would be traced anew anyway."""
+    """`begin` and `move`, one pair per shape: each shape is traced separately."""
     objective = {"energy": _energy, "max_angle": _soft_largest_cosine}[kind]
     begin, move = _begin(objective), _move(objective)
     if backend == "tensorflow":
@@ -219,7 +218,7 @@ def _energy(points: Tensor, top: Tensor, exponent: Tensor) -> Tensors:
 def _soft_largest_cosine(points: Tensor, top: Tensor, sharpness: Tensor) -> Tensors:
     """`log(sum exp(b cos)) / b`, its gradient on the sphere, 3 / b, largest cosine.
 
-    `top` is the largest cosine of the step before: close enough to keep exp in range.
+    `top`, the largest cosine of the previous step, keeps exp in range.
     """
 
     def block(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +266,7 @@ def _over_pairs(
         -ops.ones((starts, 1, 1), "float32"),
         ops.zeros_like(padded),
     )
-    # A loop, because a compiler would hold all blocks that need not wait.
+    # A loop, because a compiler might keep all independent blocks in memory.
     loop = ops.fori_loop if blocks > 1 else _once
     total, largest, push = loop(0, blocks, add, sums)
     return total, push[:, :num_classes], largest
@@ -285,7 +284,7 @@ def _largest_cosine(points: Tensor) -> Tensor:
 
 
 def _barzilai_borwein(step: Tensor, change: Tensor, rate: Tensor) -> Tensor:
-    """The step length `<s, s> / <s, y>`, or twice the last where it has no sense."""
+    """The step length `<s, s> / <s, y>`, or twice the last if it is not positive."""
     curvature = ops.sum(step * change, axis=(1, 2), keepdims=True)
     length = ops.sum(ops.square(step), axis=(1, 2), keepdims=True)
     safe = ops.where(curvature > 0, curvature, 1.0)
@@ -293,12 +292,12 @@ def _barzilai_borwein(step: Tensor, change: Tensor, rate: Tensor) -> Tensor:
 
 
 def _tangent(vectors: Tensor, points: Tensor) -> Tensor:
-    """What of `vectors` lies along the sphere."""
+    """The component of `vectors` that is tangent to the sphere."""
     return vectors - ops.sum(vectors * points, axis=-1, keepdims=True) * points
 
 
 def _largest_row(vectors: Tensor) -> Tensor:
-    # Not squared as they are: charges that almost touch push very hard.
+    # Scaled before squaring: charges that almost touch repel very strongly.
     largest = ops.max(ops.abs(vectors), axis=(1, 2), keepdims=True)
     largest = ops.maximum(largest, 1e-30)
     squared = ops.sum(ops.square(vectors / largest), axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Centroids on disk: files of the user's own, and a cache of what took long."""
+"""Centroids on disk: files, and a cache of those that took long to compute."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ from keras_pedcc.common.atomic import write_file
 from keras_pedcc.common.checks import check_centroids
 from keras_pedcc.common.processes import whole
 
-# Of the cache: raised when the same arguments come to give other centroids.
+# Of the cache: increase it when the same arguments give different centroids.
 VERSION = 1
 WORTH_KEEPING = 1.0  # seconds
 
 
 def save_centroids(path: str | os.PathLike[str], centroids: ArrayLike) -> None:
-    """Writes centroids to a `.npy` or `.npz` file, by one rename.
+    """Writes centroids to a `.npy` or `.npz` file, atomically.
 
-    The array is stored as it is, bfloat16 as float32, without pickle; `.npz` with a
-    SHA-256 of it, which `load_centroids` checks. Centroids that `class_parallel` cuts
-    over processes are gathered: every process must call this, and all may give one
-    name.
+    The array is stored unchanged (bfloat16 as float32), without pickle. A `.npz` file
+    also has its SHA-256, which `load_centroids` checks. Centroids that `class_parallel`
+    divides among processes are gathered: every process must call this function, and all
+    may pass the same name.
 
     Args:
         path: File name ending in `.npy` or `.npz`. Its folder must exist.
@@ -37,7 +37,7 @@ def save_centroids(path: str | os.PathLike[str], centroids: ArrayLike) -> None:
             row of zeros.
 
     Raises:
-        ValueError: The name ends otherwise, or `centroids` are no centroids.
+        ValueError: The name has another ending, or `centroids` are not valid.
 
     Example:
 
@@ -62,12 +62,12 @@ def load_centroids(path: str | os.PathLike[str]) -> Array:
         path: File name ending in `.npy` or `.npz`.
 
     Returns:
-        NumPy array, shape `(num_classes, dim)`, as it was saved; what
-        `PEDCCDense(centroids=...)` takes.
+        NumPy array, shape `(num_classes, dim)`, as it was saved, for
+        `PEDCCDense(centroids=...)`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, is damaged, or holds no centroids.
+        ValueError: The file cannot be read, is damaged, or contains no centroids.
     """
     path = _checked_path(path)
     try:
@@ -84,21 +84,22 @@ def load_centroids(path: str | os.PathLike[str]) -> Array:
 
 
 def storable(tensor: ArrayLike | keras.Variable) -> Array:
-    """A NumPy array that a file can hold."""
+    """The centroids as a NumPy array of a dtype that files support."""
     array = whole(tensor)
-    # `.npy` knows no bfloat16; float32 holds it exactly.
+    # `.npy` does not support bfloat16; float32 represents it exactly.
     return array.astype("float32") if array.dtype.kind == "V" else array
 
 
 def cached(key: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """Returns the centroids of `key` from the cache, or makes and keeps them.
+    """Returns the centroids of `key` from the cache, or computes and caches them.
 
-    A file appears by one rename: of several processes that start together each may
-    make the same centroids, and none reads half of them.
+    Files are written atomically. Several processes that start together may each compute
+    the same centroids, but none reads an incomplete file.
 
     Args:
-        key: Dict of all that the centroids depend on, for JSON.
-        make: Function that makes them. What takes less than a second is not kept.
+        key: JSON-compatible dict of everything that the centroids depend on.
+        make: Function that computes them. If it takes less than a second, the result is
+            not cached.
     """
     text = json.dumps({"version": VERSION} | key, sort_keys=True)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
@@ -115,7 +116,7 @@ def cached(key: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where centroids that took long are kept."""
+    """The folder of the cache."""
     if folder := os.environ.get("KERAS_PEDCC_CACHE"):
         return pathlib.Path(folder).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -123,7 +124,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def _read(path: pathlib.Path) -> tuple[Array, str | None]:
-    """The centroids in a file, and the key that a cache file has."""
+    """The centroids in a file, and the key if it is a cache file."""
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

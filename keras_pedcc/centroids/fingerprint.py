@@ -1,4 +1,4 @@
-"""Fingerprints of centroids: do two networks, or a network and an index, share them?"""
+"""Fingerprints, which tell whether networks or indexes share their centroids."""
 
 import math
 from typing import Any
@@ -13,35 +13,38 @@ from keras_pedcc.common.checks import BLOCK_ROWS, check_centroids, unit_rows
 from keras_pedcc.common.processes import whole
 from keras_pedcc.common.sublayers import layers_of
 
-NUMBERS = 256  # of a fingerprint: distances are right to about 9 %
-VERSION = 1  # raised when the same centroids come to give other numbers
+NUMBERS = 256  # of a fingerprint: distances are accurate to about 9 %
+VERSION = 1  # increase it when the same centroids give other numbers
 
 
 def centroid_fingerprint(source: Any) -> dict[str, Any]:
-    """A few numbers that tell whether two sets of centroids are the same, or how far.
+    """Returns a few numbers that tell whether, or how far, two sets of centroids
+    differ.
 
-    With u_j the unit centroids of C classes, and a_k and b_k random signs that are
-    always the same, number k is `1 / sqrt(C) sum_j a_kj (u_j . b_k)`. The mean square
-    of the differences of two fingerprints is, in the mean, the mean squared distance
-    of the centroids: `compare_fingerprints` estimates it without the centroids.
+    With u_j the unit centroids of C classes, and a_k and b_k fixed random signs, number
+    k is `1 / sqrt(C) sum_j a_kj (u_j . b_k)`. The expected mean squared difference of
+    two fingerprints is the mean squared distance of the centroids.
+    `compare_fingerprints` estimates this distance without the centroids.
 
-    It is the same on every backend and after saving and loading; another float dtype
-    changes it by rounding alone. Keep it beside an index of embeddings, as JSON.
+    The fingerprint is the same on every backend and after saving and loading; another
+    float dtype changes it only by rounding. Store it as JSON next to an index of
+    embeddings.
 
     Args:
-        source: A head that is built, `KerdockDense` included; a model with one such
-            head; what `embedder` returns, which keeps the fingerprint without the head;
-            or the centroids: array, tensor or weight, shape `(num_classes, dim)`, whose
-            lengths do not matter. Of a head with room all rows count: its fingerprint
-            stays the same when it grows. Each sub-centre of a `SubCenterDense` is one.
+        source: A built head, such as `PEDCCDense` or `KerdockDense`; a model with one
+            such head; a model from `embedder`, which keeps the fingerprint without the
+            head; or the centroids: array, tensor or weight, shape `(num_classes, dim)`,
+            whose lengths do not matter. Of a head with room, all rows count, so the
+            fingerprint does not change when the head grows. Each sub-centre of a
+            `SubCenterDense` counts as a centroid.
 
     Returns:
-        Dict that JSON can hold: `"version"`, `"num_classes"`, `"dim"`, and
-        `"numbers"`, a list of 256 floats.
+        JSON-compatible dict of `"version"`, `"num_classes"`, `"dim"`, and `"numbers"`,
+        a list of 256 floats.
 
     Raises:
-        ValueError: A shape does not fit, a centroid has no direction, or a model has
-            the centroids of no head, or of several.
+        ValueError: A shape does not fit, a centroid is zero or not finite, or a model
+            does not have exactly one head with centroids.
 
     Example:
 
@@ -81,22 +84,22 @@ def centroid_fingerprint(source: Any) -> dict[str, Any]:
 
 
 def compare_fingerprints(first: Any, second: Any) -> dict[str, Any]:
-    """How far the centroids of two fingerprints are apart.
+    """Estimates how far the centroids of two fingerprints are apart.
 
     Args:
-        first: What `centroid_fingerprint` returned, or what it takes: a head, a model,
+        first: A fingerprint, or an argument of `centroid_fingerprint`: a head, a model,
             an embedder, or centroids.
         second: Another one.
 
     Returns:
-        Dict of `"distance"`, an estimate of the root of the mean squared distance of
-        the unit centroids of a class, in [0, 2], right to about 9 %; `"degrees"`, the
-        angle of that chord; and `"same"`, whether the distance is below 0.01, which
-        rounding to bfloat16 does not reach.
+        Dict of `"distance"`, an estimate of the root mean squared distance between the
+        unit centroids of a class, in [0, 2], accurate to about 9 %; `"degrees"`, the
+        angle of that chord; and `"same"`, whether the distance is below 0.01. Rounding
+        to bfloat16 changes the distance by less.
 
     Raises:
-        ValueError: One is no fingerprint, or they are of another version, number of
-            classes or dim.
+        ValueError: An argument is not a fingerprint, or versions, numbers of classes or
+            dims differ.
 
     Example:
 
@@ -121,17 +124,17 @@ def compare_fingerprints(first: Any, second: Any) -> dict[str, Any]:
 
 
 def check_same_centroids(first: Any, second: Any, *, degrees: float = 0.6) -> None:
-    """Raises unless two networks, or a network and an index, share their centroids.
+    """Raises an error unless two networks, or a network and an index, share centroids.
 
     Args:
-        first: A fingerprint, as kept beside an index, or what `centroid_fingerprint`
-            takes: a head, a model, an embedder, or centroids.
+        first: A fingerprint, such as that of an index, or an argument of
+            `centroid_fingerprint`: a head, a model, an embedder, or centroids.
         second: Another one.
-        degrees: Float, not negative. How far fine-tuning may have turned them.
-            Defaults to 0.6: the same, but for rounding.
+        degrees: Float, not negative. Tolerance, by which fine-tuning may have turned
+            the centroids. Defaults to 0.6: equal up to rounding.
 
     Raises:
-        ValueError: They are further apart, or as in `compare_fingerprints`.
+        ValueError: The centroids are further apart, or as in `compare_fingerprints`.
 
     Example:
 
@@ -150,7 +153,7 @@ def check_same_centroids(first: Any, second: Any, *, degrees: float = 0.6) -> No
 
 
 def _centroids_in(layer: keras.layers.Layer) -> Any:
-    """The centroids of the one head in a layer or model, or the fingerprint kept."""
+    """The centroids of the one head in a layer or model, or the stored fingerprint."""
     found = []
     for each in (layer, *layers_of(layer)):
         names = "centroid_fingerprint", "all_centroids", "centroids"

@@ -52,10 +52,10 @@ def generate_pedcc(
 ) -> Tensor:
     """Spreads class centroids over the unit sphere, as far apart as possible.
 
-    The centroids are the rest positions of `num_classes` equal charges that repel
-    each other on the unit sphere of `dim` dimensions. Where the best arrangement
-    is known it is built directly, with mean zero and the smallest possible
-    largest cosine between two centroids:
+    The centroids are the equilibrium of `num_classes` equal charges that repel each
+    other on the unit sphere of `dim` dimensions. Where the best arrangement is known,
+    it is computed directly, with mean zero and the smallest possible largest cosine
+    between two centroids:
 
     | `num_classes` | arrangement (`method`) | largest cosine |
     |---|---|---|
@@ -64,61 +64,60 @@ def generate_pedcc(
       (`"orthogonal_simplices"`) | `0` |
     | any, `dim == 2` | regular polygon (`"polygon"`) | `cos(2 pi / num_classes)` |
 
-    Beyond these:
+    Otherwise:
 
     - `"kerdock"`: orthonormal bases, with their negatives, in the largest power of
       two `d = 2^m` of dimensions that `dim` holds. Largest cosine `1 / sqrt(d)` for
       up to `d (d + 2)` classes if m is even, `sqrt(2 / d)` for up to `2 d (d + 1)` if
       it is odd; twice that for up to `d (d^2 / 2 + 2)` or `2 d (d^2 + 1)`, d >= 16: at
       once, also for a million classes.
-    - `"max_angle"`: descent on a soft maximum of the cosines of rising sharpness.
-      Comes within 0.03 to 0.06 of the lower bound where there are few classes. What
-      would take hours is warned of.
+    - `"max_angle"`: descent on a soft maximum of the cosines with rising sharpness. For
+      few classes it comes within 0.03 to 0.06 of the lower bound. Warns if the descent
+      may take more than an hour.
     - `"energy"`: the charges move, by descent on the Riesz energy
       `sum_{i<j} |c_i - c_j|^-s`, s = `exponent`; s = 1 is Coulomb's and the paper's.
     - `"random"`: independent and uniform on the sphere.
 
-    Both descents take projected gradient steps of Barzilai and Borwein's length
-    inside compiled functions, on the GPU where there is one, and hold one block
-    of the Gram matrix at a time. `"auto"` takes the closed form where it is optimal;
-    beyond, Kerdock's set where its cosine is within 0.04 of the lower bound (0.1 for
-    more than 2,000 classes, where a descent comes less close); else `"max_angle"` for
-    up to 20,000 classes; beyond, Kerdock's set where it is large enough, and
-    `"random"` where nothing better is affordable.
+    Both descents take projected gradient steps of Barzilai and Borwein's length in
+    compiled functions, on the GPU if there is one, with one block of the Gram matrix in
+    memory at a time. `"auto"` uses the closed form where it is optimal. Otherwise it
+    uses the Kerdock set if its cosine is within 0.04 of the lower bound (0.1 for more
+    than 2,000 classes, where a descent comes less close), else `"max_angle"` for up to
+    20,000 classes. For more classes it uses the Kerdock set if that is large enough,
+    and `"random"` if nothing better is affordable.
 
     Args:
         num_classes: int, at least 2. Number of centroids.
         dim: int, at least 2. Length of each centroid.
         method: One of the names above.
-        seed: int, at least 0. Draws the random rotation of a closed form, the
-            bases and signs of `"kerdock"`, or the starts of a descent. The same
-            seed gives the same centroids in every process on the same backend,
-            except where `seconds` ended a descent.
-        exponent: Float s of `"energy"`, in (0, 4]: the higher, the more it is like
-            `"max_angle"`, which is made for that.
-        steps: int, at least 1, or `None` for as many as are usual for the size.
-            Most steps of a descent; `"energy"` stops earlier once no charge moves
-            by more than 1e-7.
-        starts: int, at least 1, or `None` for 32 (`"energy"`, up to 128 classes), 8
-            (`"max_angle"`, up to 32 classes) and 1 elsewhere. Descents from random
-            starts, of which the best is kept.
-        seconds: Positive float or `None`. When a descent stops at the latest.
+        seed: int, at least 0. Seed of the random rotation of a closed form, the bases
+            and signs of `"kerdock"`, or the starts of a descent. The same seed gives
+            the same centroids in every process on the same backend, unless `seconds`
+            ended a descent. Defaults to 0.
+        exponent: Float s of `"energy"`, in (0, 4]. The higher, the more similar to
+            `"max_angle"`. Defaults to 1.
+        steps: int, at least 1, or `None` for a number that suits the size. Maximum
+            number of steps of a descent. `"energy"` stops when no charge moves by more
+            than 1e-7.
+        starts: int, at least 1. Number of descents from random starts, of which the
+            best is returned. `None` means 32 (`"energy"`, up to 128 classes), 8
+            (`"max_angle"`, up to 32 classes) or 1 (otherwise).
+        seconds: Positive float, the time limit of a descent, or `None`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`.
-        cache: bool. Whether a descent that takes longer than a second is kept in
-            the user's cache folder (the environment variable `KERAS_PEDCC_CACHE`,
-            else `$XDG_CACHE_HOME/keras_pedcc`, else `~/.cache/keras_pedcc`), and
-            taken from there.
+        cache: bool. Whether to cache the result of a descent that takes longer than a
+            second, in the folder of the environment variable `KERAS_PEDCC_CACHE`, else
+            in `$XDG_CACHE_HOME/keras_pedcc`, else in `~/.cache/keras_pedcc`. Defaults
+            to `True`.
         verbose: 0 or 1. Whether a descent shows a progress bar.
 
     Returns:
-        A tensor of the backend, shape `(num_classes, dim)`, whose rows are unit
-        vectors.
+        Tensor of the backend, shape `(num_classes, dim)`; the rows are unit vectors.
 
     Raises:
         TypeError: A size, `seed`, `steps` or `starts` is not a whole number.
         ValueError: An argument is out of range, or `method` is unknown or does not
             reach `num_classes` in `dim` dimensions.
-        MemoryError: The centroids and what their making needs do not fit.
+        MemoryError: The computation would need more memory than there is.
 
     Example:
 
@@ -132,7 +131,7 @@ def generate_pedcc(
     III-B.
     """
     _check_options(num_classes, dim, seed, exponent, seconds, dtype)
-    # NumPy's integers are short and have no `bit_length`.
+    # NumPy integers can overflow and have no `bit_length`.
     num_classes, dim, seed = int(num_classes), int(dim), int(seed)
     method = _resolve_method(method, num_classes, dim)
     starts = _default_starts(method, num_classes) if starts is None else starts
@@ -156,7 +155,7 @@ def generate_pedcc(
         "backend": keras.backend.backend(),
     }
     descend = functools.partial(_descend, key, seconds, verbose)
-    # What a clock has ended is not the same each time.
+    # A result that a time limit ended is not reproducible.
     keep = cache and seconds is None
     with _outside_of_traces(), _full_precision():
         return ops.cast(cached(key, descend) if keep else descend(), dtype)
@@ -183,7 +182,7 @@ def _check_options(
 
 
 def _descend(key: dict[str, Any], seconds: float | None, verbose: int) -> Tensor:
-    """What the cache keeps under `key`: all that it depends on is in there."""
+    """The result of a descent, which depends on `key` alone."""
     _warn_of_hours(key, seconds)
     rng = np.random.default_rng(key["seed"])
     points = _random_points(rng, (key["starts"], key["num_classes"], key["dim"]))
@@ -193,7 +192,7 @@ def _descend(key: dict[str, Any], seconds: float | None, verbose: int) -> Tensor
 
 
 def _warn_of_hours(key: dict[str, Any], seconds: float | None) -> None:
-    """Says beforehand how long a descent takes; a clock ends it after two steps."""
+    """Warns if a descent may take hours; `seconds` would end it earlier."""
     steps = key["steps"] if seconds is None else min(2, key["steps"])
     num_classes, dim = key["num_classes"], key["dim"]
     hours = steps * _operations(num_classes, dim, key["starts"]) / USUAL_SPEED / 3600
@@ -209,12 +208,12 @@ def _warn_of_hours(key: dict[str, Any], seconds: float | None) -> None:
 
 
 def _operations(num_classes: int, dim: int, starts: int) -> int:
-    """Of one step of a descent: two products with all pairs."""
+    """Number of operations of one step of a descent: two products with all pairs."""
     return 4 * starts * num_classes**2 * dim
 
 
 def _outside_of_traces() -> contextlib.AbstractContextManager[Any]:
-    """Lets a layer that is built while Keras traces a model compute at once."""
+    """Computes eagerly, also if a layer is built while Keras traces a model."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -228,9 +227,9 @@ def _outside_of_traces() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products in float32, which GPUs otherwise cut to ten bits of mantissa.
+    """Computes products in float32, which GPUs otherwise round to ten bits of mantissa.
 
-    PyTorch does not unless it is asked to.
+    PyTorch does so by default.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -323,7 +322,7 @@ def _default_starts(method: str, num_classes: int) -> int:
 
 
 def _default_steps(method: str, num_classes: int, dim: int, starts: int) -> int:
-    """Enough to converge where that takes seconds; some minutes' worth elsewhere."""
+    """Enough to converge if that takes seconds; otherwise some minutes' worth."""
     usual = {"energy": 1_000, "max_angle": 6_000 if num_classes <= 256 else 4_800}
     affordable = int(4e12 / _operations(num_classes, dim, starts))
     return max(24, min(usual.get(method, 1), affordable))
@@ -332,7 +331,7 @@ def _default_steps(method: str, num_classes: int, dim: int, starts: int) -> int:
 def _check_memory(
     num_classes: int, dim: int, method: str, starts: int, dtype: str
 ) -> None:
-    """Raises unless what is held at most, in bytes, is there."""
+    """Raises `MemoryError` if the estimated peak, in bytes, exceeds the RAM."""
     of_each_number = {
         "energy": 48 * starts,
         "max_angle": 48 * starts,
@@ -352,7 +351,7 @@ def _check_memory(
 
 
 def _physical_memory() -> int | None:
-    """Bytes of this machine's memory, or `None` where it does not tell."""
+    """Bytes of RAM, or `None` if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Kerdock's vectors, held as signs."""
+"""Vectors of a Kerdock set, stored as signs."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ class KerdockCentroids:
 
     In d = 2^m of the `dim` dimensions they are orthonormal bases: the standard one, and
     `H diag(t) / sqrt(d)` with signs t for each, H Sylvester's matrix; each vector is
-    followed by its negative. Only t is held: d bytes for 2 d classes. H is the
+    followed by its negative. Only t is stored: d bytes for 2 d classes. H is the
     Kronecker product `H_r x H_q`, r q = d, so that a product with a whole basis and its
     negatives is two with small matrices: `d (r + q)` multiplications, not `2 d^2`.
 
@@ -41,7 +41,7 @@ class KerdockCentroids:
         self.outer = hadamard(self.r) * d**-0.5
 
     def coordinates(self, features: Tensor) -> Tensor:
-        """Of features along the standard basis: shape `(batch, d)`."""
+        """Coordinates of features in the standard basis: shape `(batch, d)`."""
         chosen = ops.take(features, self.columns, axis=1)
         return chosen * ops.cast(self.flips, features.dtype)
 
@@ -69,7 +69,7 @@ class KerdockCentroids:
     def cosines(
         self, features: Tensor, start: int = 0, size: int | None = None
     ) -> Tensor:
-        """With `size` classes from `start` on, a multiple of `2 d`: `(batch, size)`."""
+        """Cosines with `size` classes from `start` on, a multiple of `2 d`."""
         size = self.shape[0] - start if size is None else size
         first, end = start // (2 * self.d), -(-(start + size) // (2 * self.d))
         x = ops.transpose(self.coordinates(features))
@@ -83,14 +83,14 @@ class KerdockCentroids:
         return ops.transpose(both[:size])
 
     def products(self, signs: Tensor, x: Tensor) -> Tensor:
-        """Of coordinates `x`, `(d, batch)`, with the positive vectors of some bases."""
+        """Products of `x`, shape `(d, batch)`, with the positive vectors of bases."""
         parts = ops.reshape(x, (self.r, self.q, -1))
         parts = ops.matmul(self._signed(signs, x.dtype), parts)
         parts = self._across(parts)
         return ops.reshape(parts, (signs.shape[0] * self.d, -1))
 
     def sums(self, signs: Tensor, weights: Tensor) -> Tensor:
-        """The same vectors, weighted by `(vectors, batch)` and added: `(d, batch)`."""
+        """Sums of the same vectors, weighted by `(vectors, batch)`: `(d, batch)`."""
         parts = ops.reshape(weights, (signs.shape[0], self.r, self.q, -1))
         parts = self._across(parts)
         signed = ops.swapaxes(self._signed(signs, weights.dtype), -1, -2)
@@ -100,7 +100,7 @@ class KerdockCentroids:
         """`H_r / sqrt(d)` over the second axis of `(bases, r, q, batch)`."""
         outer = ops.cast(self.outer, parts.dtype)
         if keras.distribution.distribution() is not None:
-            # A batch that is cut over devices stays an axis of its own; slower on one.
+            # A batch that devices share stays a separate axis; slower on one device.
             return ops.einsum("ts,bsqn->btqn", outer, parts)
         merged = ops.reshape(parts, (parts.shape[0], self.r, -1))
         return ops.reshape(ops.matmul(outer, merged), ops.shape(parts))

@@ -18,8 +18,8 @@ def centroid_report(centroids: ArrayLike) -> dict[str, Any]:
 
     Args:
         centroids: Array or tensor, shape `(num_classes, dim)`, both at least 2.
-            Rows are normalised first; every number is computed in float64, by blocks of
-            rows, which take some tens of MiB beside the input.
+            Rows are normalised first. Every number is computed in float64, by blocks of
+            rows, which take some tens of MiB in addition to the input.
 
     Returns:
         A plain dict:
@@ -62,7 +62,7 @@ def centroid_report(centroids: ArrayLike) -> dict[str, Any]:
 
 
 def largest_cosine_bound(num_classes: int, dim: int) -> float:
-    """What the largest cosine of no arrangement of unit vectors can go below."""
+    """Lower bound of the largest cosine of any arrangement of unit vectors."""
     if num_classes <= dim + 1:
         return -1 / (num_classes - 1)
     if num_classes <= 2 * dim:
@@ -135,7 +135,7 @@ def _largest_zero_of_difference(k: int, dim: int) -> float:
 def _where(
     function: Callable[[float], float], value: float, low: float, high: float
 ) -> float:
-    """Where a rising function takes a value, by halving."""
+    """The argument at which an increasing function takes a value, by bisection."""
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (low, middle) if function(middle) > value else (middle, high)
@@ -157,7 +157,7 @@ def _pair_statistics(blocks: list[Array]) -> tuple[float, float, float]:
 
 
 def _cosines_of_pairs(rows: Array, others: Array | None) -> Array:
-    """Cosines of rows to `others`; of each two rows, once, if that is `None`."""
+    """Cosines of rows with `others`; if that is `None`, of each pair of rows once."""
     if others is not None:
         return rows @ unit_rows(others).T
     return (rows @ rows.T)[np.triu_indices(len(rows), 1)]

@@ -1,4 +1,4 @@
-"""Small helpers that every other room may use, and the names of its kinds of values."""
+"""Helpers that all other subpackages may use, and type aliases."""
 
 from typing import Any, TypeAlias
 

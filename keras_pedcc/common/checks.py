@@ -9,11 +9,11 @@ from keras import ops
 
 from keras_pedcc.common import Array, ArrayLike
 
-BLOCK_ROWS = 8192  # so many rows have copies in float64 at a time
+BLOCK_ROWS = 8192  # rows that are copied to float64 at a time
 
 
 def check_centroids(centroids: ArrayLike) -> Array:
-    """Returns `centroids` as NumPy's, or raises a `ValueError`."""
+    """Returns `centroids` as a NumPy array, or raises a `ValueError`."""
     centroids = np.asarray(centroids)
     if centroids.ndim != 2 or min(centroids.shape) < 2:
         raise ValueError(
@@ -44,7 +44,7 @@ def unit_centroids(centroids: ArrayLike, dtype: str = "float64") -> Array:
 
 
 def unit_rows(rows: Array) -> Array:
-    """Rows divided by their lengths, in float64, without a square that overflows."""
+    """Rows divided by their lengths, in float64, without overflow of squares."""
     rows = rows.astype("float64")
     rows /= np.abs(rows).max(axis=1, keepdims=True)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -56,7 +56,7 @@ def _blocks_of_rows(array: Array) -> list[Array]:
 
 
 def check_features(**named: ArrayLike) -> Array:
-    """Returns the one array given, as NumPy's, or raises unless rows have directions.
+    """Returns one array of features as a NumPy array, or raises if rows are invalid.
 
     Any real dtype, shape `(batch, dim)`, without NaN, infinity or a row of zeros.
     """
@@ -80,16 +80,16 @@ def check_features(**named: ArrayLike) -> Array:
 
 
 def rows_without_direction(features: Array) -> Array:
-    """Which rows are all zero, or hold NaN or infinity, shape `(batch,)`."""
+    """Mask of rows that are zero or contain NaN or infinity, shape `(batch,)`."""
     return ~np.isfinite(features).all(axis=1) | ~features.any(axis=1)
 
 
 def check_classes(**named: Any) -> Array:
-    """Returns the labels given, as NumPy's of shape `(batch,)`, or raises.
+    """Returns labels as a NumPy array of shape `(batch,)`, or raises.
 
     Args:
-        named: The labels, of any kind, shape `(batch,)` or `(batch, 1)`; then the
-            array whose rows they are the classes of.
+        named: The labels, of any type, shape `(batch,)` or `(batch, 1)`; then the array
+            whose rows they label.
     """
     (of_labels, labels), (name, rows) = named.items()
     labels = np.asarray(ops.convert_to_numpy(labels))
@@ -100,7 +100,7 @@ def check_classes(**named: Any) -> Array:
             f"{rows.shape}. Pass class indices, not one-hot labels."
         )
     labels = labels.reshape(-1)
-    missing = labels != labels  # NaN alone is not equal to itself
+    missing = labels != labels  # only NaN differs from itself
     if missing.any():
         raise ValueError(
             f"`{of_labels}` must be classes. Received: {missing.sum()} that are NaN, "
@@ -110,7 +110,7 @@ def check_classes(**named: Any) -> Array:
 
 
 def check_whole(minimum: int, **values: Any) -> None:
-    """Raises unless each value is a whole number of at least `minimum`."""
+    """Raises an error unless each value is a whole number of at least `minimum`."""
     for name, value in values.items():
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             raise TypeError(
@@ -125,7 +125,7 @@ def check_whole(minimum: int, **values: Any) -> None:
 
 
 def check_positive(most: float = float("inf"), **values: Any) -> None:
-    """Raises unless each value is a finite number above 0, and at most `most`."""
+    """Raises an error unless each value is finite, above 0 and at most `most`."""
     for name, value in values.items():
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not 0 < value <= most or value == float("inf"):
@@ -149,9 +149,9 @@ def check_dim(input_shape: Sequence[int | None]) -> int:
 
 
 def narrow_labels(y_true: ArrayLike) -> ArrayLike:
-    """Brings NumPy integers into int32, what is out of range staying no class.
+    """Casts NumPy integers to int32, so that labels out of range stay invalid.
 
-    JAX would take the lower 32 bits of a longer integer.
+    JAX would keep the lower 32 bits of a longer integer.
     """
     if not isinstance(y_true, np.ndarray | list | tuple):
         return y_true

@@ -23,7 +23,7 @@ def has_accelerator() -> bool:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Inside, products of float32 matrices are not rounded to TF32 or bfloat16."""
+    """Context in which float32 products are not rounded to TF32 or bfloat16."""
     backend = keras.backend.backend()
     if backend == "jax":
         import jax

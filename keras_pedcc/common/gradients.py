@@ -9,9 +9,9 @@ import keras
 
 from keras_pedcc.common import Tensor, Tensors
 
-# Returns a value and what the function of its gradient needs.
+# Returns a value and the residuals for its gradient.
 Function: TypeAlias = Callable[..., tuple[Tensor, Tensors]]
-# Takes tensors, what the function left for it, and the slope of the loss by the value.
+# Takes tensors, residuals, and the gradient of the loss by the value.
 Slopes: TypeAlias = Callable[[Tensors, Tensors, Tensor], Tensors]
 
 
@@ -52,7 +52,7 @@ def _tensorflow(function: Function, slopes: Slopes) -> Callable[..., Tensor]:
         value, residuals = function(*tensors)
         return value, lambda upstream: slopes(tensors, residuals, upstream)
 
-    # A variable that is read inside would be an input that `slopes` knows nothing of.
+    # A variable that is read inside would be an input unknown to `slopes`.
     return lambda *tensors: call(*map(tf.convert_to_tensor, tensors))
 
 
@@ -87,7 +87,7 @@ def _torch_function() -> Any:
             with full_precision(tensors[0]):
                 value, residuals = function(*tensors)
             ctx.function, ctx.slopes, ctx.number = function, slopes, len(tensors)
-            # Not as an attribute: what is saved here is freed after the backward pass.
+            # Not an attribute: saved tensors are freed after the backward pass.
             ctx.save_for_backward(*tensors, *residuals)
             return value
 
@@ -97,7 +97,7 @@ def _torch_function() -> Any:
             residuals = ctx.saved_tensors[ctx.number :]
             with full_precision(upstream):
                 if torch.is_grad_enabled():
-                    # A second derivative needs them as functions of the tensors.
+                    # For a second derivative, they must be functions of the tensors.
                     residuals = ctx.function(*tensors)[1]
                 return None, None, *ctx.slopes(tensors, residuals, upstream)
 
@@ -105,7 +105,7 @@ def _torch_function() -> Any:
 
 
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """A context in which `torch.autocast` shortens nothing.
+    """A context in which `torch.autocast` does not reduce the precision.
 
     Args:
         tensor: Tensor on the device of the computation.

@@ -6,7 +6,7 @@ import keras
 
 
 def let_tapes_watch(variable: keras.Variable) -> None:
-    """Makes TensorFlow record gradients of a Keras variable that was born frozen.
+    """Makes TensorFlow record gradients of a Keras variable that was created frozen.
 
     A subclassed model creates its variables after their layer was frozen, and Keras
     then creates them with `tf.Variable(trainable=False)`, for which a tape records
@@ -31,19 +31,19 @@ def set_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> 
 
 
 def start_fit_at(model: keras.Model, epoch: int | None) -> None:
-    """Has the running `fit` begin at `epoch`, or at its `initial_epoch` if `None`.
+    """Makes the running `fit` start at `epoch`, or at its `initial_epoch` if `None`.
 
     `fit` reads it after `on_train_begin`; Keras' own `BackupAndRestore` sets it.
-    Unnecessary once a callback can say by public means where training begins.
+    Unnecessary once a callback can set the first epoch with public API.
     """
     model._initial_epoch = epoch
 
 
 class RefusesSwapping:
-    """Base of an optimizer whose averages `SwapEMAWeights` cannot find.
+    """Base of optimizers whose averages `SwapEMAWeights` cannot find.
 
     Keras looks for the attribute below, and reports `use_ema` where it is missing.
-    Unnecessary once the callback asks an optimizer for its averages by public means.
+    Unnecessary once the callback gets averages from optimizers with public API.
     """
 
     use_ema: bool

@@ -1,6 +1,6 @@
-"""Processes that train one model together, by `keras.distribution` on JAX.
+"""Processes that train one model together, with `keras.distribution` on JAX.
 
-With one process, and on other backends, every function here does nothing special.
+With one process, and on other backends, these functions are trivial.
 """
 
 import json
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def together() -> bool:
     """Whether other processes train the same model."""
-    # Without a distribution each process trains a model of its own.
+    # Without a distribution each process trains its own model.
     if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
         return False
     import jax
@@ -27,7 +27,7 @@ def together() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process writes files."""
     if not together():
         return True
     import jax
@@ -36,7 +36,7 @@ def is_first() -> bool:
 
 
 def own(values: Sequence[T]) -> T:
-    """The value of this process, of those that `exchange` has returned."""
+    """The value of this process among those that `exchange` returned."""
     if not together():
         return values[0]
     import jax
@@ -45,10 +45,10 @@ def own(values: Sequence[T]) -> T:
 
 
 def exchange(value: T) -> list[T]:
-    """Returns the values of all processes, which must all call this.
+    """Returns the values of all processes. All of them must call this.
 
     Args:
-        value: Anything that JSON can hold.
+        value: JSON-compatible value.
 
     Returns:
         List of one value for each process.
@@ -62,7 +62,7 @@ def exchange(value: T) -> list[T]:
 
 
 def wait() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called this."""
     if together():
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""What replicas of `tf.distribute` have in common; one of them on other backends."""
+"""Replicas of `tf.distribute`; a single replica on other backends."""
 
 import contextlib
 from typing import Any
@@ -9,7 +9,7 @@ from keras_pedcc.common import Tensor
 
 
 def number_of_replicas() -> int:
-    """Replicas whose losses Keras adds up."""
+    """Number of replicas whose losses Keras sums."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -18,7 +18,7 @@ def number_of_replicas() -> int:
 
 
 def sum_over_replicas(values: Tensor) -> Tensor:
-    """The sum of a tensor over all replicas, inside of one; else the tensor."""
+    """Inside a replica, the sum of a tensor over all replicas; else the tensor."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -29,6 +29,6 @@ def sum_over_replicas(values: Tensor) -> Tensor:
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager[Any]:
-    """The scope that a model was made in, in which its variables must be made."""
+    """The strategy scope of a model, in which its variables must be created."""
     strategy = getattr(model, "distribute_strategy", None)  # TensorFlow only
     return strategy.scope() if strategy is not None else contextlib.nullcontext()

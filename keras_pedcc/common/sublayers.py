@@ -1,16 +1,16 @@
-"""The layers inside a model, however deep."""
+"""The layers inside a model, at any depth."""
 
 import keras
 
 
 def layers_of(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """All layers in a model: in nested models and in layers of the user's own, too.
+    """All layers in a model, also in nested models and custom layers.
 
     Args:
         model: `keras.Model` or `keras.layers.Layer`.
 
     Returns:
-        List of layers without `model`, each once, outer ones before inner ones.
+        List of layers, without `model`, each once, outer layers before inner ones.
     """
     found: dict[int, keras.layers.Layer] = {}
     for layer in _attributes(vars(model)):

@@ -1,4 +1,4 @@
-"""Values of tensors, where there are any yet."""
+"""Values of tensors, if they are known."""
 
 import keras
 from keras import ops
@@ -7,7 +7,7 @@ from keras_pedcc.common import Tensor
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers, and is not traced into a graph.
+    """Whether a tensor has values, rather than being traced into a graph.
 
     Example:
 

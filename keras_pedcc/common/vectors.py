@@ -7,7 +7,7 @@ from keras import ops
 from keras_pedcc.common import Tensor, Tensors
 from keras_pedcc.common.gradients import with_gradient
 
-SUM_TOLERANCE = 1e-2  # of soft labels, which a short float rounds
+SUM_TOLERANCE = 1e-2  # of soft labels, which low-precision floats round
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 def _row_scale(vectors: Tensor) -> Tensor:
     squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
     inverse = ops.rsqrt(at_least(squared, 1e-12))
-    # A square that overflows would give 0 instead.
+    # With an overflowing square the result would be 0.
     return filled(inverse, squared == np.inf, np.nan)
 
 
@@ -53,14 +53,14 @@ def inverse_lengths(rows: Tensor) -> Tensor:
 
 
 def products(features: Tensor, centroids: Tensor, trained: bool = True) -> Tensor:
-    """`features @ centroids.T`, in the order that TensorFlow multiplies faster in.
+    """`features @ centroids.T`, in the order that is faster on TensorFlow.
 
-    The gradient over the centroids is left out unless `trained`, where that saves time.
+    Unless `trained`, the gradient by the centroids is omitted if that saves time.
     """
     if centroids.shape[0] <= centroids.shape[1]:
         return ops.matmul(features, ops.transpose(centroids))
     if keras.backend.backend() == "tensorflow":
-        # Its own gradient transposes back, which takes longer than the cosines.
+        # The default gradient transposes back, which takes longer than the cosines.
         slopes = _product_slopes if trained else _feature_slopes
         return with_gradient(_product, slopes)(features, centroids)
     return _product(features, centroids)[0]
@@ -87,18 +87,18 @@ def _feature_slopes(
 def cosines(features: Tensor, centroids: Tensor, trained: bool = True) -> Tensor:
     """`features @ centroids.T / |centroids|`.
 
-    The lengths are computed at every call, because anything may write the weight at
-    any time. A row shorter than 1e-6 is divided by 1e-6.
+    The lengths are computed at every call, because the weight may change at any time. A
+    row shorter than 1e-6 is divided by 1e-6.
     """
     return products(features, centroids, trained) * inverse_lengths(centroids)
 
 
 def with_fixed_mean(rows: Tensor) -> Tensor:
-    """`v / |v|` of each row, with gradients that leave the mean of the rows alone.
+    """`v / |v|` of each row, with gradients that do not change the mean of the rows.
 
-    From the gradient of each unit vector the mean over the rows is taken,
-    `g_j - 1 / n sum_i g_i`, so that they are not pulled into one direction together;
-    and once more from the gradient of each row, so that their mean cannot move.
+    The mean over the rows is subtracted from the gradient of each unit vector, `g_j - 1
+    / n sum_i g_i`, so that not all vectors move in one direction. It is subtracted
+    again from the gradient of each row, so that the mean of the rows is fixed.
 
     Args:
         rows: Float tensor, shape `(n, dim)`.
@@ -110,7 +110,7 @@ def with_fixed_mean(rows: Tensor) -> Tensor:
 
 
 def _centered(rows: Tensor) -> Tensor:
-    """The same rows; their gradients without the mean over the rows."""
+    """The rows unchanged; their gradients without the mean over the rows."""
     mean = ops.mean(rows, axis=0, keepdims=True)
     return rows + (ops.stop_gradient(mean) - mean)
 
@@ -151,7 +151,7 @@ def with_entries(rows: Tensor, index: Tensor, values: Tensor | float) -> Tensor:
 
 
 def are_distributions(rows: Tensor) -> Tensor:
-    """Which rows are no less than 0 and sum to 1, within `SUM_TOLERANCE`."""
+    """Mask of rows without negative entries that sum to 1, within `SUM_TOLERANCE`."""
     sums = ops.abs(ops.sum(rows, axis=1) - 1) <= SUM_TOLERANCE
     return ops.logical_and(sums, ops.all(rows >= 0, axis=1))
 
@@ -164,7 +164,7 @@ def nan_unless(valid: Tensor, values: Tensor) -> Tensor:
 def one_hot(index: Tensor, number: int, dtype: str) -> Tensor:
     """Rows of zeros with a 1 at `index`, shape `(len(index), number)`.
 
-    On PyTorch `keras.ops.one_hot` reads the largest index off the device.
+    On PyTorch `keras.ops.one_hot` copies the largest index from the device.
     """
     places = ops.arange(number, dtype=index.dtype)
     return ops.cast(ops.equal(places, ops.expand_dims(index, 1)), dtype)

@@ -12,35 +12,34 @@ from keras_pedcc.data.rounds import Rounds
 
 
 class ClassBatches(keras.utils.PyDataset):
-    """Data set for `fit` whose batches hold P classes with K samples each.
+    """Data set for `fit` whose batches contain P classes with K samples each.
 
     Losses of pairs and triplets find positives and negatives in every batch, and rare
-    classes come as often as frequent ones. Every batch has exactly P classes and K
-    samples of each, class by class. After any number of batches no class has come more
-    than once more often than another, and within a class no sample. A class that is
-    smaller than K comes whole, as often as it fits into K, and the rest is drawn; in
-    a class of at least K samples no batch holds a sample twice.
+    classes occur as often as frequent ones. Every batch consists of exactly P classes
+    with K samples each, class by class. After any number of batches the counts of all
+    classes differ by at most one, and so do the counts of the samples of a class. A
+    class with fewer than K samples is repeated as a whole as often as it fits into K,
+    and the rest is drawn. With at least K samples, no batch contains a sample twice.
 
-    The batches are a function of `seed` and the epoch alone: `fit(batches,
-    shuffle=False, callbacks=[batches.callback()])`. The callback sets the epoch to that
-    of `fit`, also where `fit` begins later by `initial_epoch` or `AtomicBackup`.
-    Without it the data set counts how often Keras begins to read it, which may be once
-    before the first epoch. `shuffle=True`, the default of `fit`, takes the batches of
-    an epoch in an order drawn from Python's global random state.
+    The batches depend on `seed` and the epoch alone: `fit(batches, shuffle=False,
+    callbacks=[batches.callback()])`. The callback passes the epoch of `fit` to the data
+    set, also if `fit` starts later, with `initial_epoch` or `AtomicBackup`. Without it
+    the data set counts how often Keras starts to read it, which may happen once before
+    the first epoch. `shuffle=True`, the default of `fit`, shuffles the batches of an
+    epoch with Python's global random state.
 
     Args:
-        images: Array, shape `(n, ...)`, or anything with a length that gives an array
-            for an array of row numbers, such as `ImageFiles`.
-        labels: Class of each, whole numbers as the model takes them, shape `(n,)` or
+        images: Array, shape `(n, ...)`, or an object with a length that returns an
+            array for an array of row numbers, such as `ImageFiles`.
+        labels: Class of each image, whole numbers as for the model, shape `(n,)` or
             `(n, 1)`.
         classes: int, at least 1, at most the number of classes: P.
         samples: int, at least 1: K.
-        seed: int, at least 0. Draws the batches.
-        steps: int, at least 1. Batches in an epoch. Defaults to `n / (P K)`, rounded
-            up.
+        seed: int, at least 0. Seed of the batches. Defaults to 0.
+        steps: int, at least 1. Batches per epoch. Defaults to `n / (P K)`, rounded up.
 
     Attributes:
-        epoch: int. The epoch whose batches `batches[i]` are. Settable.
+        epoch: int. The epoch of the batches `batches[i]`. Settable.
 
     Raises:
         TypeError: A number is not whole.
@@ -98,7 +97,7 @@ class ClassBatches(keras.utils.PyDataset):
         return self._rows(self.epoch, index)
 
     def callback(self) -> keras.callbacks.Callback:
-        """A callback that sets the epoch of this data set to that of `fit`."""
+        """Returns a callback that passes the epoch of `fit` to this data set."""
         return _EpochOf(self)
 
     def on_epoch_begin(self) -> None:
@@ -110,11 +109,12 @@ class ClassBatches(keras.utils.PyDataset):
         self._begun = False
 
     def to_tf_dataset(self) -> Any:
-        """The same batches in the same order as a `tf.data.Dataset` of one epoch.
+        """Returns the same batches in the same order as a `tf.data.Dataset` of one
+        epoch.
 
-        It reads ahead, on several threads. Each time it is iterated over, as `fit`
-        does in every epoch, it gives the batches of `epoch` at that moment: pass
-        `callbacks=[batches.callback()]` to `fit`, which sets it.
+        It reads ahead on several threads. Each iteration, such as an epoch of `fit`,
+        yields the batches of the current `epoch`: pass `callbacks=[batches.callback()]`
+        to `fit` to set it.
 
         Returns:
             `tf.data.Dataset` of `(images, labels)`, `len(self)` batches.
@@ -136,14 +136,14 @@ class ClassBatches(keras.utils.PyDataset):
         return known.map(load, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
     def _all_rows(self) -> Any:
-        epoch = self.epoch  # read once: the pipeline may run on past the epoch's end
+        epoch = self.epoch  # read once: the pipeline may continue past its end
         return (self._rows(epoch, index) for index in range(len(self)))
 
     def _rows(self, epoch: int, index: int) -> Array:
         group = epoch * self.steps + index
         drawn = self._draw_classes.group(group)
         places = group * self.classes + np.arange(self.classes)
-        turns = places // len(self._members)  # how often each class came before
+        turns = places // len(self._members)  # how often each class has occurred before
         return np.concatenate(
             [
                 self._members[number][self._draw_samples[number].group(turn)]
@@ -167,7 +167,7 @@ class ClassBatches(keras.utils.PyDataset):
 
 
 class _EpochOf(keras.callbacks.Callback):
-    """Sets the epoch of a data set before Keras asks for its first batch."""
+    """Sets the epoch of a data set before Keras reads its first batch."""
 
     def __init__(self, batches: ClassBatches) -> None:
         super().__init__()

@@ -13,23 +13,23 @@ from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_whole
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-THREADS = 8  # Pillow decodes outside of Python's lock
+THREADS = 8  # Pillow decodes without Python's lock
 
 
 class ImageFiles:
-    """Image files and their classes; the images are read when they are asked for.
+    """List of image files and their classes, which reads images on demand.
 
     `files[rows]` reads the images of these rows, with `keras.utils.load_img`, several
     at a time; `files[0]` reads one, `files[:]` all. Needs Pillow.
 
     Args:
         paths: Path of each file, shape `(files,)`.
-        labels: Class of each, names or numbers, shape `(files,)`.
-        size: `(height, width)` in pixels, to which each image is resized (bilinear).
+        labels: Class of each file, names or numbers, shape `(files,)`.
+        size: `(height, width)` in pixels, to which all images are resized (bilinear).
         color_mode: `"rgb"`, `"grayscale"` or `"rgba"`.
-        class_names: Names of the classes in the order of their numbers. Pass those of
-            the training images for held-out ones, of which some classes may be
-            missing. Defaults to the sorted classes that `labels` holds.
+        class_names: Names of the classes in the order of their numbers. For held-out
+            images, which may lack some classes, pass those of the training images.
+            Defaults to the sorted classes in `labels`.
 
     Attributes:
         labels: Class numbers, indices into `class_names`: int64, shape `(files,)`.
@@ -71,10 +71,10 @@ class ImageFiles:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], **kwargs: Any) -> "ImageFiles":
-        """Images of a folder that has one sub-folder for each class.
+        """Lists the images of a folder that has one subfolder for each class.
 
-        The names of the sub-folders are the classes. Images in folders below these
-        count, too. Files of other kinds, and hidden ones, are left out.
+        The names of the subfolders are the classes. Images in nested folders are
+        included. Files of other types and hidden files are ignored.
 
         Args:
             folder: Path of the folder.
@@ -84,7 +84,8 @@ class ImageFiles:
             `ImageFiles`, sorted by class and path.
 
         Raises:
-            ValueError: The folder is none, has no sub-folder, or one without images.
+            ValueError: `folder` is not a folder, or has no subfolder, or one without
+                images.
         """
         found = {each.name: _images_in(each) for each in _subfolders(folder)}
         empty = [name for name, paths in found.items() if not paths]
@@ -109,13 +110,13 @@ class ImageFiles:
         folder: str | os.PathLike[str] = "",
         **kwargs: Any,
     ) -> "ImageFiles":
-        """Images that a table lists, such as a `pandas.DataFrame`.
+        """Lists the images of a table, such as a `pandas.DataFrame`.
 
         Args:
             table: Data frame, or dict of columns.
             paths: Name of the column of paths.
             labels: Name of the column of classes.
-            folder: Folder that relative paths begin in. Defaults to the current one.
+            folder: Folder of relative paths. Defaults to the current folder.
             **kwargs: `size`, `color_mode` and `class_names`, as in the class.
 
         Returns:
@@ -157,8 +158,8 @@ class ImageFiles:
         return np.stack(images)
 
     def unreadable(self) -> list[str]:
-        """Paths of the images that cannot be read. It reads all of them."""
-        size = 64 * THREADS  # images that are held at a time
+        """Returns the paths of all images that cannot be read. Reads all images."""
+        size = 64 * THREADS  # images in memory at a time
         found: list[str] = []
         for start in range(0, len(self), size):
             paths = self.paths[start : start + size]
@@ -182,7 +183,7 @@ def _tried(read: Callable[[str], Array]) -> Callable[[str], Array | Exception]:
     def attempt(path: str) -> Array | Exception:
         try:
             return read(path)
-        except ImportError:  # Pillow is missing: no fault of the file
+        except ImportError:  # Pillow is missing; the file may be good
             raise
         except Exception as error:  # whatever damaged bytes make Pillow raise
             return error
@@ -227,7 +228,7 @@ def _numbered(
     labels: Array, class_names: Sequence[str] | None
 ) -> tuple[list[str], Array]:
     """Names of the classes, and the number of the class of each label."""
-    missing = labels != labels  # NaN alone is not equal to itself
+    missing = labels != labels  # only NaN differs from itself
     missing |= np.array([label is None for label in labels])
     if missing.any():
         raise ValueError(

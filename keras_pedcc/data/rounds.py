@@ -9,16 +9,16 @@ from keras_pedcc.common import Array
 
 
 class Rounds:
-    """An endless list of groups, a function of the seed and the group's number.
+    """An endless list of groups, determined by the seed and the number of the group.
 
-    The items are drawn in rounds: each round is a random order of all items, and the
-    groups cut the rounds, one after the other, into pieces of `size`. So after any
-    number of groups no item has come more than once more often than another. Where a
-    group holds the end of one round and the start of the next, the items of the end
-    are put off to after the group: a group never holds an item twice.
+    The items are drawn in rounds. Each round is a random order of all items, and the
+    concatenated rounds are cut into groups of `size`. So after any number of groups the
+    counts of all items differ by at most one. If a group spans the end of one round and
+    the start of the next, the next round moves the items of that end behind the group,
+    so that no group contains an item twice.
 
-    With fewer items than `size`, a group holds all of them `size // number` times, and
-    the rest is drawn in rounds.
+    With fewer items than `size`, a group contains all of them `size // number` times,
+    and the rest is drawn in rounds.
 
     Args:
         number: int, at least 1. The items are 0 to `number - 1`.
@@ -53,10 +53,10 @@ class Rounds:
         return order
 
     def _known(self, index: int) -> int:
-        """The last round up to `index` whose end no earlier round changes."""
+        """The last round up to `index` that does not depend on earlier rounds."""
         period = self.size // math.gcd(self.number, self.size) if self.size else 1
-        whole = index - index % period  # begins together with a group
-        # What is put off stays in the first `2 size - 1` items of a round.
+        whole = index - index % period  # starts together with a group
+        # Items that move stay among the first `2 size - 1` of a round.
         return max(whole, index - 1) if self.number >= 2 * self.size else whole
 
     def _after(self, before: Array, index: int) -> Array:

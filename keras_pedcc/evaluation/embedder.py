@@ -28,7 +28,7 @@ class Embedder(keras.Model):
         return None if self._source is None else self._source()
 
     def cut_from(self, head: keras.layers.Layer) -> None:
-        """Computes the fingerprint of a head at each access: it may be fine-tuned."""
+        """Takes the fingerprint from a head, at each access: it may be fine-tuned."""
         self._source = functools.partial(centroid_fingerprint, head)
 
     def get_config(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class VerificationCallback(keras.callbacks.Callback):
         images: Array or tensor, shape `(images, ...)`; or a list or dict of them, one
             for each input of the model.
         pairs: Whole numbers, indices into `images`, shape `(pairs, 2)`.
-        same: Whether both images show one class, bool or 0 and 1, shape `(pairs,)`.
+        same: Whether both are of one class, bool or 0 and 1, shape `(pairs,)`.
         folds: As in `verification_report`. Defaults to 10.
         batch_size: int, at least 1. Images per step. Defaults to 32.
         flip: bool. Whether to add the features of the mirror image, see `embed`.

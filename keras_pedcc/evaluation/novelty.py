@@ -1,4 +1,4 @@
-"""Novelty: does an image show one of the known classes, or something else?"""
+"""Scores and thresholds that tell known classes from anything else."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ Outputs = ArrayLike | dict[str, ArrayLike]
 
 
 def cosine_score(outputs: Outputs) -> Array:
-    """The largest cosine of each sample, `max_j cos_j`: near 1 for a known class.
+    """Returns the largest cosine of each sample, `max_j cos_j`; near 1 if known.
 
-    Also the largest logit of a head that gives no cosines.
+    For heads without cosines it is the largest logit.
 
     Args:
         outputs: Cosines, shape `(batch, num_classes)`, or a dict with `"logits"`, as
@@ -37,17 +37,17 @@ def cosine_score(outputs: Outputs) -> Array:
 
 
 def energy_score(outputs: Outputs, *, scale: float) -> Array:
-    """The soft maximum of the cosines, `log(sum_j exp(s cos_j)) / s`.
+    """Returns the soft maximum of the cosines, `log(sum_j exp(s cos_j)) / s`.
 
-    It lies above the largest cosine, by at most `log(num_classes) / s`: high where the
-    sample is near one centroid, or near several. It is minus the energy of the
-    reference, at the temperature 1 / s.
+    It exceeds the largest cosine by at most `log(num_classes) / s`. It is high if the
+    sample is near one centroid or several. It is the negative energy of the reference,
+    at the temperature 1 / s.
 
     Args:
         outputs: As in `cosine_score`.
-        scale: Positive float s, that of the loss: `loss.scale`, or
-            `keras_pedcc.losses.auto_scale` for `"auto"`. For logits of plain cross
-            entropy 1.
+        scale: Positive float s, the scale of the loss: `loss.scale`, or
+            `keras_pedcc.losses.auto_scale` for `"auto"`. Pass 1 for logits of plain
+            cross entropy.
 
     Returns:
         NumPy array of float64, shape `(batch,)`, in units of the logits.
@@ -70,7 +70,7 @@ def energy_score(outputs: Outputs, *, scale: float) -> Array:
 
 
 def length_score(features: Outputs) -> Array:
-    """The length of each feature before the head divides by it.
+    """Returns the length of each feature before normalization.
 
     Args:
         features: Features that are not unit vectors, shape `(batch, dim)`; or a dict
@@ -93,17 +93,18 @@ def length_score(features: Outputs) -> Array:
 
 
 def neighbor_score(features: ArrayLike, gallery: ArrayLike, *, k: int = 1) -> Array:
-    """The cosine of each feature to its k-th nearest in a gallery of known images.
+    """Returns the cosine of each feature to its k-th nearest of a gallery of known
+    images.
 
-    Exact, on the CPU, in blocks of queries: beside the features, and a copy of them of
-    length 1, no more than about 0.3 GiB is held.
+    The search is exact, on the CPU, in blocks of queries. In addition to the features
+    and a normalized copy of them, it needs at most about 0.3 GiB.
 
     Args:
         features: Array or tensor, shape `(batch, dim)`; need not be unit vectors.
         gallery: Array or tensor of features of known classes, shape `(items, dim)`,
             such as those of training images.
-        k: int, from 1 to the number of items. Defaults to 1; more is steadier where
-            the gallery has outliers.
+        k: int, from 1 to the number of items. A larger k is more robust to outliers in
+            the gallery. Defaults to 1.
 
     Returns:
         NumPy array of float64, shape `(batch,)`.
@@ -143,17 +144,17 @@ def neighbor_score(features: ArrayLike, gallery: ArrayLike, *, k: int = 1) -> Ar
 def novelty_threshold(
     known_scores: ArrayLike, *, false_alarm_rate: float = 0.05
 ) -> float:
-    """The threshold below which a sample is refused, from known samples alone.
+    """Returns the threshold below which a sample is refused, from known samples alone.
 
-    The largest one of the scores t for which the share of known samples with a score
-    below t is at most `false_alarm_rate`.
+    It is the largest score t such that the share of known samples with a score below t
+    is at most `false_alarm_rate`.
 
     Args:
         known_scores: Finite scores of samples of the known classes, shape `(known,)`;
-            larger means better known. Samples that the network was trained on score
-            higher than new ones: pass those of images that it has not seen.
-        false_alarm_rate: Float in [0, 1). The share of known samples that may be taken
-            for strangers. Defaults to 0.05.
+            larger means better known. Use images that the network was not trained on:
+            training images score higher.
+        false_alarm_rate: Float in [0, 1). Accepted share of known samples that are
+            refused as strangers. Defaults to 0.05.
 
     Returns:
         float, in units of the scores.
@@ -184,26 +185,27 @@ def novelty_report(
     false_alarm_rate: float = 0.05,
     threshold: float | None = None,
 ) -> dict[str, Any]:
-    """How well scores tell known classes from strangers.
+    """Reports how well scores tell known classes from strangers.
 
-    A sample is refused as a stranger when its score is below the threshold. The ROC is
-    that of `roc_curve`, with the known samples in the place of the same-class pairs.
+    A sample is refused as a stranger if its score is below the threshold. The ROC is
+    that of `roc_curve`, with known samples instead of same-class pairs.
 
     Args:
         known_scores: Finite scores of samples of the known classes, shape `(known,)`;
             larger means better known.
         unknown_scores: Finite scores of strangers, shape `(unknown,)`.
-        false_alarm_rate: As in `novelty_threshold`, which chooses the threshold by it.
-        threshold: Float to judge in its place, such as that of `novelty_threshold` for
-            other images. Defaults to `None`.
+        false_alarm_rate: As in `novelty_threshold`, which chooses the threshold.
+            Defaults to 0.05.
+        threshold: Float to use instead, such as that of `novelty_threshold` for other
+            images. Defaults to `None`.
 
     Returns:
         Dict of Python numbers:
 
         - `"auc"`: area under the ROC, the probability that a known sample scores
           higher than a stranger, ties counted half,
-        - `"fpr_at_95_tpr"`: share of the strangers that pass where at least 95 % of
-          the known samples do; not interpolated,
+        - `"fpr_at_95_tpr"`: share of the strangers that pass if at least 95 % of the
+          known samples pass; not interpolated,
         - `"threshold"`: see above,
         - `"false_alarms"`: share of the known samples that it refuses,
         - `"refused"`: share of the strangers that it refuses,

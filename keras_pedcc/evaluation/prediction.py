@@ -1,4 +1,4 @@
-"""Outputs of a model for rows in any form, also where devices share every batch."""
+"""Outputs of a model for inputs in any form, also if devices share every batch."""
 
 import itertools
 import warnings
@@ -19,9 +19,9 @@ T = TypeVar("T")
 def predict_all(model: keras.Model, images: Any, *, batch_size: int = 32) -> Any:
     """`model.predict` for any number of rows on any number of devices.
 
-    JAX's `DataParallel` cuts only batches that divide evenly, and a TensorFlow replica
+    `DataParallel` of JAX needs batches that divide evenly, and a TensorFlow replica
     without a row may fail in batch normalisation. So each batch is padded with copies
-    of its first row, and their outputs are dropped.
+    of its first row, whose outputs are dropped.
 
     Args:
         model: `keras.Model`.
@@ -35,7 +35,7 @@ def predict_all(model: keras.Model, images: Any, *, batch_size: int = 32) -> Any
 
     Raises:
         TypeError: `batch_size` is not a whole number.
-        ValueError: `images` are no arrays, differ in length, are more than the inputs
+        ValueError: `images` are not arrays, differ in length, are more than the inputs
             of `model`, or yield no batch.
 
     Example:
@@ -55,7 +55,7 @@ def predict_all(model: keras.Model, images: Any, *, batch_size: int = 32) -> Any
         inputs = _check_not_empty(_padded_batches(images, parts, rows))
         size = None  # batches keep their own
     with warnings.catch_warnings():
-        # Keras expects endless generators, and warns of the end of any other.
+        # Keras expects infinite generators, and warns if one ends.
         warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
         outputs = model.predict(inputs, batch_size=size, verbose=0)
     return keras.tree.map_structure(
@@ -64,7 +64,7 @@ def predict_all(model: keras.Model, images: Any, *, batch_size: int = 32) -> Any
 
 
 def _check_number_of_arrays(model: keras.Model, images: Any) -> None:
-    """Raises for a list of batches, of which JAX would take the first alone."""
+    """Raises an error for a list of batches, of which JAX would use only the first."""
     inputs = getattr(model, "inputs", None)  # of a subclassed model there are none
     if inputs and isinstance(images, list | tuple) and len(images) > len(inputs):
         raise ValueError(
@@ -75,7 +75,7 @@ def _check_number_of_arrays(model: keras.Model, images: Any) -> None:
 
 
 def _parts_of_batch(model: keras.Model) -> int:
-    """How many devices share each batch of a model."""
+    """Number of devices that share each batch of a model."""
     distribution = keras.distribution.distribution()
     if distribution is not None:
         return distribution.device_mesh.devices.size
@@ -84,7 +84,7 @@ def _parts_of_batch(model: keras.Model) -> int:
 
 
 def _are_arrays(images: Any) -> bool:
-    """Whether these are arrays, not something that yields batches of them."""
+    """Whether these are arrays, not an iterable of batches."""
     arrays = _arrays_in(images)
     return bool(arrays) and all(hasattr(each, "shape") for each in arrays)
 
@@ -95,7 +95,7 @@ def _arrays_in(images: Any) -> list[Any]:
 
 
 def number_of_rows(images: Any) -> int:
-    """Length of an array, or of each array in a structure, or raises."""
+    """Returns the length of an array, or of all arrays in a structure, or raises."""
     if not _are_arrays(images):
         raise ValueError(
             "`images` must be an array, or one for each input of the model. Received: "
@@ -135,7 +135,7 @@ def map_arrays(function: Callable[[Array], Array], images: Any) -> Any:
 
 
 def to_numpy(array: ArrayLike) -> Array:
-    """`ops.convert_to_numpy`, without a copy of what is NumPy's already."""
+    """`ops.convert_to_numpy`, without a copy of NumPy arrays."""
     return array if isinstance(array, np.ndarray) else ops.convert_to_numpy(array)
 
 

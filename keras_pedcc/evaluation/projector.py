@@ -27,26 +27,26 @@ CONFIG = """embeddings {{
   }}
 }}
 """
-SPRITE = 8192  # pixels a side, which browsers take
+SPRITE = 8192  # pixels a side, the limit of browsers
 
 
 class ProjectorCallback(keras.callbacks.Callback):
-    """Writes features and centroids for TensorBoard's projector, each epoch anew.
+    """Writes features and centroids for TensorBoard's projector after each epoch.
 
     `tensorboard --logdir FOLDER` shows them under "Projector", with thumbnails of the
-    images, and rotates and projects them. FOLDER may be that of
-    `keras.callbacks.TensorBoard`, too. It gets `tensors.tsv`, `metadata.tsv`,
-    `sprite.png` and `projector_config.pbtxt`; TensorBoard itself is not needed to write
-    them, Pillow is. The last rows are the centroids of the head, with white thumbnails.
+    images. FOLDER may be that of `keras.callbacks.TensorBoard`, too. The callback
+    writes `tensors.tsv`, `metadata.tsv`, `sprite.png` and `projector_config.pbtxt`;
+    this needs Pillow, but not TensorBoard. The last rows are the centroids of the head,
+    with white thumbnails.
 
     Args:
-        folder: Folder for the files, made if missing.
-        images: Array or tensor, shape `(images, height, width, channels)`. A few
-            thousand: the browser holds all.
+        folder: Folder for the files, created if missing.
+        images: Array or tensor, shape `(images, height, width, channels)`. Use a few
+            thousand at most, because the browser loads all.
         labels: Class indices, shape `(images,)` or `(images, 1)`.
         class_names: Name of each class, by its index. Defaults to the numbers.
         thumbnail: int, at least 1. Height and width of a thumbnail in pixels.
-        batch_size: int, at least 1. Images embedded at a time.
+        batch_size: int, at least 1. Images per step. Defaults to 32.
 
     Raises:
         TypeError: A number is not whole.
@@ -108,7 +108,7 @@ class ProjectorCallback(keras.callbacks.Callback):
 
     def _name(self, label: Any) -> str:
         name = label if self.class_names is None else self.class_names[int(label)]
-        return " ".join(str(name).split())  # a tab would be the next column
+        return " ".join(str(name).split())  # a tab would start the next column
 
     def _write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text, encoding="utf-8")
@@ -127,7 +127,7 @@ def _centroids_of(model: keras.Model, dim: int) -> tuple[Array, Array]:
 
 
 def _columns(number: int, size: int) -> int:
-    """Thumbnails in a row of a square picture of so many."""
+    """Number of thumbnails in a row of a square picture."""
     columns = int(np.ceil(np.sqrt(number)))
     if columns * size > SPRITE:
         raise ValueError(
@@ -139,7 +139,7 @@ def _columns(number: int, size: int) -> int:
 
 
 def _sprite(images: Array, number: int, size: int) -> Array:
-    """Thumbnails in rows, from the top left; white from the last image on."""
+    """Thumbnails in rows, from the top left; white after the last image."""
     columns = _columns(number, size)
     small = ops.convert_to_numpy(
         ops.image.resize(

@@ -1,4 +1,4 @@
-"""Retrieval: are the nearest features those of the same class?"""
+"""Retrieval: whether the nearest features belong to the same class."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,26 +18,26 @@ def retrieval_report(
     gallery_labels: ArrayLike | None = None,
     k: int | Sequence[int] = (1, 5),
 ) -> dict[str, Any]:
-    """Recall@k and mAP@R of the search by cosine, exact.
+    """Reports recall@k and mAP@R of an exact search by cosine.
 
-    Each feature is a query; the gallery is every other feature, or one of its own.
-    With the gallery in falling order of cosine, R the number of its items that share
-    the label of query q, and `P(i)` the share of these among its first i items:
-    `recall@k` is the share of queries with at least one of them among the first k, so
-    `recall@1` is the accuracy of the nearest neighbour; `mAP@R` is the mean over
-    queries of `1/R sum_i P(i) [item i shares the label]`, i = 1 to R. Items with equal
-    cosine, but for rounding (4 units in the last place of 1), count in the worst order,
-    those of other classes first: a network that maps all images to one point gets 0.
+    Each feature is a query. The gallery consists of all other features, or is given.
+    Sort the gallery by falling cosine; let R be the number of its items that share the
+    label of query q, and `P(i)` the share of these among the first i items. `recall@k`
+    is the share of queries with at least one of them among the first k, so `recall@1`
+    is the accuracy of the nearest neighbour. `mAP@R` is the mean over queries of `1/R
+    sum_i P(i) [item i shares the label]`, i = 1 to R. Items whose cosines are equal up
+    to rounding (4 units in the last place of 1) count in the worst order, other classes
+    first: a network that maps all images to one point gets 0.
 
-    All cosines are computed, in float32 (float64 for features in float64), in blocks
-    of queries: beside the features, and a copy of them of length 1, no more than
-    about 0.3 GiB is held. Features in float32 are searched on the backend's
-    accelerator where there is one, without TF32; else on the CPU.
+    All cosines are computed, in float32 (float64 for float64 features), in blocks of
+    queries. In addition to the features and a normalized copy of them, this needs at
+    most about 0.3 GiB. Features in float32 are searched on the accelerator of the
+    backend if there is one, without TF32, else on the CPU.
 
     Args:
         features: Array or tensor, shape `(batch, dim)`; need not be unit vectors.
-        labels: Class of each, any labels, shape `(batch,)` or `(batch, 1)`.
-        gallery: Array or tensor, shape `(items, dim)`, or `None`: the features, each
+        labels: Class of each feature, any labels, shape `(batch,)` or `(batch, 1)`.
+        gallery: Array or tensor, shape `(items, dim)`. Defaults to the features, each
             query without itself.
         gallery_labels: Class of each item of `gallery`, `(items,)` or `(items, 1)`.
         k: int, at least 1, or a sequence of them.
@@ -45,8 +45,8 @@ def retrieval_report(
     Returns:
         Dict of Python numbers: `"recall_at_1"` and so on for each k, and
         `"mean_average_precision_at_r"`, all in [0, 1]; `"queries"`, the number of
-        queries they are the mean of; `"queries_without_match"`, the number left out
-        because nothing in the gallery shares their label.
+        queries that count; `"queries_without_match"`, the number of queries without an
+        item of their label in the gallery, which do not count.
 
     Raises:
         TypeError: `k` is not a whole number.
@@ -137,7 +137,7 @@ def unit_features(**named: ArrayLike) -> Array:
     """The one array given as unit vectors, float32 unless it is float64, or raises."""
     features = check_features(**named)
     units = features.astype("float64" if features.dtype == "float64" else "float32")
-    # First, so that no square overflows, or vanishes.
+    # Scale first, so that no square overflows or underflows.
     units /= np.maximum(units.max(axis=1), -units.min(axis=1))[:, None]
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     return units

@@ -18,34 +18,34 @@ from keras_pedcc.evaluation.retrieval import check_ranks, retrieval_report
 
 
 class RetrievalCallback(keras.callbacks.Callback):
-    """Searches among held-out images at the end of each epoch, into the logs.
+    """Searches among held-out images at the end of each epoch and logs the result.
 
-    Embeds the images and adds to the logs, so to the history as well, what
-    `retrieval_report` says: `val_retrieval_recall_at_1` and so on for each k, the first
-    of which is the accuracy of the nearest neighbour, and
-    `val_retrieval_mean_average_precision_at_r`. Callbacks that come after this one in
-    the list can monitor them. Keras finds out `mode` for the metrics of `compile` only
-    and raises for these names without it; larger is better:
-    `ModelCheckpoint(path, monitor="val_retrieval_recall_at_1", mode="max")`, and so
+    Embeds the images and adds the numbers of `retrieval_report` to the logs and the
+    history: `val_retrieval_recall_at_1` (the accuracy of the nearest neighbour) and so
+    on for each k, and `val_retrieval_mean_average_precision_at_r`. Callbacks later in
+    the list can monitor them. Keras infers `mode` for the metrics of `compile` only and
+    raises an error for others, so pass it: `ModelCheckpoint(path,
+    monitor="val_retrieval_recall_at_1", mode="max")`. The same holds for
     `EarlyStopping` and `ReduceLROnPlateau`.
 
-    When features become NaN, infinite or zero all are NaN, and training goes on.
+    If features become NaN, infinite or zero, all values are NaN and training continues.
 
     Args:
         images: Array or tensor, shape `(images, ...)`; or a list or dict of them, one
             for each input of the model.
-        labels: Class of each, any labels, shape `(images,)` or `(images, 1)`.
-        gallery: Images to search among, as `images`; or `None`: the images, each
-            without itself.
+        labels: Class of each image, any labels, shape `(images,)` or `(images, 1)`.
+        gallery: Images to search among, in the form of `images`. Defaults to `images`,
+            each without itself.
         gallery_labels: Class of each image of `gallery`.
         k: int, at least 1, or a sequence of them.
-        subset: int, at least 2: so many images, drawn once, stand for all, as queries
-            and, without a gallery, as what is searched. Defaults to all. Their cost
-            grows with the square of it.
-        batch_size: int, at least 1. Images embedded at a time.
-        flip: bool. Whether each image is taken together with its mirror image, see
-            `embed`.
-        name: What stands between `val_` and `_recall_at_1`, for more sets than one.
+        subset: int, at least 2. Number of images to use, drawn once. They are the
+            queries and, without a gallery, the items. The cost grows with its square.
+            Defaults to all images.
+        batch_size: int, at least 1. Images per step. Defaults to 32.
+        flip: bool. Whether to add the features of the mirror image, see `embed`.
+            Defaults to `False`.
+        name: Name between `val_` and `_recall_at_1`, to tell several sets apart.
+            Defaults to `"retrieval"`.
 
     Raises:
         TypeError: `k`, `subset` or `batch_size` is not a whole number.
@@ -97,7 +97,7 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # Once: each new model would be traced anew.
+        # Once, because each new model would be traced again.
         self._embedder = embedder(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -132,7 +132,7 @@ def _labels_of(name: str, images: Any, labels: ArrayLike | None) -> Array:
 
 
 def _drawn(images: Any, labels: Array, subset: int | None) -> tuple[Any, Array]:
-    """So many of the images, always the same, in their order."""
+    """A fixed random subset of the images, in their order."""
     if subset is None:
         return images, labels
     check_whole(2, subset=subset)

@@ -1,4 +1,4 @@
-"""Exact search by cosine: where the matches of each query stand in the gallery."""
+"""Exact search by cosine: positions of the matches of each query in the gallery."""
 
 from collections.abc import Iterator
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from keras_pedcc.common import Array, Tensor
 from keras_pedcc.common.devices import exact_products, has_accelerator
 
 BLOCK = 2**27  # bytes of cosines that are computed at a time
-# Cosines of a query to its matches, and the largest to other items; both falling.
+# Cosines of a query to its matches, and the largest to others; both descending.
 Found: TypeAlias = tuple[Array, Array]
 
 
@@ -30,12 +30,12 @@ def search(
         codes: The code of each query.
         members: The items of each code.
         depth: int, at least 1. Positions are exact up to this one.
-        without_self: bool. Whether item i is query i, and no match of it.
+        without_self: bool. Whether item i is query i, which then is not a match.
 
     Returns:
         Array of float64, shape `(queries, 2)`; NaN for a query without a match.
     """
-    # JAX has no float64 unless asked for.
+    # JAX has no float64 by default.
     on_device = has_accelerator() and items.dtype == "float32"
     nearest = _nearest_on_device if on_device else _nearest
     rows = np.full((len(queries), 2), np.nan)
@@ -55,7 +55,7 @@ def _nearest(
     depth: int,
     without_self: bool,
 ) -> Iterator[Found]:
-    """What `Found` says of each query, with NumPy."""
+    """Yields `Found` for each query, with NumPy."""
     size = max(1, BLOCK // items[:, 0].nbytes)
     for start in range(0, len(queries), size):
         scores = queries[start : start + size] @ items.T
@@ -104,9 +104,9 @@ def _largest(
     numbers: tuple[int, int],
     first: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The largest cosines to matches and to other items, so many of each.
+    """The largest cosines to matches and to other items.
 
-    `first` is the item that the first query is, if it is one.
+    `first` is the item of the first query, if the queries are items.
     """
     scores = ops.matmul(ops.convert_to_tensor(queries), ops.transpose(items))
     same = ops.equal(ops.convert_to_tensor(codes.astype("int32"))[:, None], kinds)
@@ -120,8 +120,8 @@ def _largest(
 
 
 def _positions(matches: Array, others: Array) -> Array:
-    """Positions of the matches, rising, from 1; exact up to the number of others."""
-    # Equal features have cosines that differ by rounding, by their place in a block.
+    """Positions of the matches from 1, ascending; exact up to the number of others."""
+    # The cosines of equal features differ by rounding, depending on the block.
     least = matches - 4 * np.finfo(others.dtype).eps
     ahead = len(others) - np.searchsorted(others[::-1], least, side="left")
     return np.arange(1, len(matches) + 1) + ahead

@@ -1,4 +1,4 @@
-"""Which of its sub-centres a class is at, to find samples with wrong labels."""
+"""The dominant sub-centres of classes, to find samples with wrong labels."""
 
 import numpy as np
 
@@ -11,24 +11,24 @@ from keras_pedcc.layers.sub_center_dense import SubCenterDense
 def dominant_sub_centers(
     head: SubCenterDense, features: ArrayLike, labels: ArrayLike
 ) -> Array:
-    """The sub-centre of each class that most of its samples are nearest to.
+    """Returns the sub-centre of each class that is nearest to most of its samples.
 
-    Sub-centres gather wrong labels apart from the right ones, which are most. The
-    paper removes samples more than 75 degrees from the dominant sub-centre of their
-    class, and trains again with one centre for each class. Of equal numbers the first
-    sub-centre counts, and so it does for a class without samples.
+    Samples with wrong labels gather at other sub-centres than the majority. The paper
+    removes samples more than 75 degrees from the dominant sub-centre of their class,
+    and trains again with one centre for each class. In a tie, or for a class without
+    samples, the first sub-centre is returned.
 
     Args:
         head: `SubCenterDense`, built.
-        features: Array, shape `(batch, dim)`, of any length of the rows.
+        features: Array, shape `(batch, dim)`; need not be unit vectors.
         labels: Class indices, shape `(batch,)` or `(batch, 1)`.
 
     Returns:
         NumPy array of float64, shape `(num_classes, dim)`, unit vectors.
 
     Raises:
-        ValueError: A shape does not fit, a label is no class of the head, or a row of
-            features has no direction.
+        ValueError: A shape does not fit, a label is out of range, or a row of features
+            is zero or not finite.
 
     Example:
 
@@ -47,7 +47,7 @@ def dominant_sub_centers(
     number, each = head.num_classes, head.sub_centers
     centers = unit_rows(to_numpy(head.centroids)).reshape(number, each, -1)
     labels = _check_range(labels, number)
-    # One sub-centre of each class at a time: a gather of all takes K times the memory.
+    # One sub-centre per class at a time: gathering all takes K times the memory.
     cosines = [np.sum(units * centers[labels, k], axis=1) for k in range(each)]
     counts = np.zeros((number, each), int)
     np.add.at(counts, (labels, np.argmax(cosines, axis=0)), 1)

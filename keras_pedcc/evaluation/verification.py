@@ -1,4 +1,4 @@
-"""Verification: do two images show the same class? Scores, accuracy, ROC."""
+"""Verification of pairs: scores, accuracy and ROC."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ def pair_scores(
     *,
     pairs: ArrayLike | None = None,
 ) -> Array:
-    """Cosine of the two feature vectors of each pair: `a . b / (|a| |b|)`.
+    """Returns the cosine of the two features of each pair: `a . b / (|a| |b|)`.
 
-    The two come from two arrays, row by row (`others`), or from one array by their
-    indices (`pairs`). Computed in float64, by blocks of pairs, whatever the dtype:
-    raw pixels in uint8 are features, too.
+    The features come from two arrays, row by row (`others`), or from one array by index
+    (`pairs`). Computed in float64, by blocks of pairs, for any dtype: raw pixels in
+    uint8 are possible, too.
 
     Args:
         features: Array or tensor, shape `(batch, dim)`; with `others` one row per
@@ -55,13 +55,12 @@ def pair_scores(
 
 
 def roc_curve(same: ArrayLike, scores: ArrayLike) -> tuple[Array, Array, Array]:
-    """The receiver operating characteristic of verification.
+    """Returns the receiver operating characteristic (ROC) of verification.
 
-    At the threshold t a pair is taken for the same class when its score is at least
-    t. `TAR(t)`, the true accept rate, is the share of the same-class pairs that are
-    accepted; `FAR(t)`, the false accept rate, that of the others. There is one
-    point for each distinct score and one, first, at which nothing is accepted:
-    pairs of equal score are accepted together.
+    A pair is accepted as the same class if its score is at least the threshold t.
+    `TAR(t)`, the true accept rate, is the share of accepted same-class pairs; `FAR(t)`,
+    the false accept rate, that of the other pairs. The curve has one point for each
+    distinct score, after a first one at which no pair is accepted.
 
     Args:
         same: Whether both are of one class: bool, or 0 and 1, shape `(pairs,)`.
@@ -88,18 +87,18 @@ def roc_curve(same: ArrayLike, scores: ArrayLike) -> tuple[Array, Array, Array]:
 def verification_report(
     same: ArrayLike, scores: ArrayLike, *, folds: int | ArrayLike = 10
 ) -> dict[str, Any]:
-    """How well scores tell pairs of one class from pairs of two.
+    """Reports how well scores tell pairs of one class from pairs of two.
 
     Accuracy by the protocol of LFW: for each fold, the threshold with the highest
     accuracy on the pairs of all other folds is applied to the pairs of the fold. With
     `a_k` the accuracy on fold k of K, `accuracy = mean a_k` and `standard_error =
     sqrt(sum_k (a_k - accuracy)^2 / (K - 1)) / sqrt(K)`.
 
-    A pair is taken for the same class when its score is at least the threshold.
+    A pair is accepted as the same class if its score is at least the threshold.
     Thresholds lie halfway between neighbouring scores, at the lowest score, or just
-    above the highest; of several that are equally accurate the lowest is taken. So
-    where all scores are equal every pair gets the answer that is more frequent in the
-    other folds, "same" if neither is.
+    above the highest; of equally accurate ones the lowest is used. If all scores are
+    equal, every pair gets the answer that is more frequent in the other folds, "same"
+    in a tie.
 
     Args:
         same: Whether both are of one class: bool, or 0 and 1, shape `(pairs,)`.
@@ -116,14 +115,13 @@ def verification_report(
         - `"threshold"`: the best for all pairs together, in units of the scores.
         - `"auc"`: area under the ROC, the probability that a same-class pair scores
           higher than another, ties counted half.
-        - `"eer"`: equal error rate, `FAR = 1 - TAR` on the ROC, whose points are
-          joined by straight lines.
+        - `"eer"`: equal error rate, `FAR = 1 - TAR` on the linearly interpolated ROC.
         - `"tar_at_far_1e-1"`, `"tar_at_far_1e-2"`, `"tar_at_far_1e-3"`: the largest
           TAR of a threshold whose FAR is at most that; not interpolated.
-        - `"pairs"`, `"same"`: how many there are, and how many are of one class.
+        - `"pairs"`, `"same"`: number of pairs, and of those from one class.
 
     Raises:
-        TypeError: `folds` is no whole number and no sequence.
+        TypeError: `folds` is neither a whole number nor a sequence.
         ValueError: A shape or value does not fit, all pairs are of one kind, or those
             outside a fold are.
 
@@ -275,7 +273,7 @@ def _two_sides(
 
 def _cosines(first: Array, second: Array) -> Array:
     first, second = _scaled(first), _scaled(second)
-    # Not `einsum`: its sum depends on where in memory a row lies, and ties would break.
+    # Not `einsum`: its sums depend on memory alignment, which would break ties.
     products = np.sum(first * second, axis=1)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return products / lengths
@@ -309,7 +307,7 @@ def _tar_at(limit: float, far: Array, tar: Array) -> float:
 
 def _best_threshold(scores: Array, same: Array) -> float:
     values, of_same, of_others = _counts(scores, same)
-    # Right answers if the threshold lies below the i-th distinct score.
+    # Number of right answers if the threshold is below the i-th distinct score.
     right = np.append(0, np.cumsum(of_others - of_same))
     best = np.argmax(right)
     if best in (0, len(values)):
