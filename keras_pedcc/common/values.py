@@ -32,4 +32,6 @@ def has_values(tensor: Tensor) -> bool:
 
 def smallest(tensor: Tensor) -> float:
     """The smallest number of a tensor that has values; NaN if one is NaN."""
-    return float(ops.convert_to_numpy(ops.min(ops.stop_gradient(tensor))))
+    least = ops.min(ops.stop_gradient(tensor))
+    # TensorFlow makes no array of one bfloat16.
+    return float(ops.convert_to_numpy(ops.cast(least, "float32")))
