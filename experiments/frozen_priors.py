@@ -40,8 +40,8 @@ import priors
 
 HELD_OUT = 50  # images per class
 AXES = {
-    "scale": ("auto", 15.0, 30.0),
-    "margin": (0.2, 0.1, 0.0),
+    "scale": ("auto", 15.0, 30.0, 60.0),
+    "margin": (0.2, 0.1, 0.0, 0.35, 0.5),
     "mse_weight": (3.0, 1.0, 0.0),
     "rate": (0.05, 0.015, 0.15, 0.5),
 }
