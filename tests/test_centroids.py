@@ -15,6 +15,7 @@ from keras_pedcc import centroid_report, generate_pedcc
 from keras_pedcc.centroids import closed_forms as constructions
 from keras_pedcc.centroids import descent as relaxation
 from keras_pedcc.centroids import generate as centroids_module
+from keras_pedcc.centroids.methods import METHODS, resolve_method
 
 # Least known Coulomb energies of n points on the sphere (Thomson problem).
 THOMSON = {5: 6.474691495, 12: 49.165253058, 32: 412.261274651, 50: 1055.182314726}
@@ -98,7 +99,7 @@ def test_energy_beyond_twice_the_dimension_beats_random_by_far():
     assert found < 0.6 * cosines_of_pairs(random).max()
 
 
-@pytest.mark.parametrize("method", centroids_module.METHODS[1:])
+@pytest.mark.parametrize("method", METHODS[1:])
 def test_rows_are_unit_float32(method):
     num_classes = {"simplex": 9, "orthogonal_simplices": 12}.get(method, 40)
     dim = 2 if method == "polygon" else 8
@@ -246,7 +247,7 @@ def test_kerdock_for_very_many_classes(num_classes, dim):
     ],
 )
 def test_auto_takes_the_best_that_is_affordable(num_classes, dim, method):
-    assert centroids_module._resolve_method("auto", num_classes, dim) == method
+    assert resolve_method("auto", num_classes, dim) == method
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_pedcc import compatibility_report, retrieval_report
-from keras_pedcc.evaluation import search
+from keras_pedcc.evaluation import ranking
 
 
 def unit(rows):
@@ -43,7 +43,7 @@ def networks(rng):
 @pytest.mark.parametrize("block", [None, 64])
 def test_criteria_agree_with_counting(networks, block, monkeypatch):
     if block:
-        monkeypatch.setattr(search, "BLOCK", block * 400)
+        monkeypatch.setattr(ranking, "BLOCK", block * 400)
     old, new, labels = networks
     report = compatibility_report(old, new, labels)
     expected = slow_criteria(old, new, labels, old, labels, True)

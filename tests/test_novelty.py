@@ -14,7 +14,7 @@ from keras_pedcc import (
     novelty_report,
     novelty_threshold,
 )
-from keras_pedcc.evaluation import search
+from keras_pedcc.evaluation import ranking
 
 
 @only_once
@@ -48,7 +48,7 @@ def test_scores_take_what_a_head_returns(rng):
 @only_once
 @pytest.mark.parametrize("block", [2**27, 2000])
 def test_neighbors_agree_with_sorting_everything(rng, monkeypatch, block):
-    monkeypatch.setattr(search, "BLOCK", block)
+    monkeypatch.setattr(ranking, "BLOCK", block)
     features, gallery = rng.standard_normal((50, 5)), rng.standard_normal((30, 5))
     unit = [x / np.sqrt((x**2).sum(axis=1, keepdims=True)) for x in (features, gallery)]
     ordered = np.sort(unit[0] @ unit[1].T, axis=1)

@@ -8,7 +8,7 @@ from tensors import only_once
 
 from keras_pedcc import retrieval_report
 from keras_pedcc.common.devices import exact_products
-from keras_pedcc.evaluation import search
+from keras_pedcc.evaluation import ranking
 
 
 def slow_report(queries, labels, items, item_labels, ranks, without_self):
@@ -43,7 +43,7 @@ def assert_same(report, expected):
 def block(request, monkeypatch):
     """The usual size of a block, one that does not divide, and single queries."""
     if request.param:
-        monkeypatch.setattr(search, "BLOCK", request.param)
+        monkeypatch.setattr(ranking, "BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("block")
@@ -118,8 +118,8 @@ def test_report_takes_tensors_and_names():
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_search_on_a_device_finds_the_same(rng, monkeypatch, ties):
-    monkeypatch.setattr(search, "has_accelerator", lambda: True)
-    monkeypatch.setattr(search, "BLOCK", 4 * 70 * 30)  # 30 queries
+    monkeypatch.setattr(ranking, "has_accelerator", lambda: True)
+    monkeypatch.setattr(ranking, "BLOCK", 4 * 70 * 30)  # 30 queries
     features = rng.standard_normal((70, 6)).astype("float32")
     if ties:
         features = rng.integers(0, 2, (70, 6)).astype("float32")

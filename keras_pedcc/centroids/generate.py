@@ -14,24 +14,11 @@ from keras import ops
 from keras_pedcc.centroids import closed_forms as constructions
 from keras_pedcc.centroids.descent import BLOCK_ELEMENTS, maximize_angle, relax_charges
 from keras_pedcc.centroids.files import cached
-from keras_pedcc.centroids.quality import largest_cosine_bound
+from keras_pedcc.centroids.methods import resolve_method
 from keras_pedcc.common import Array, Shape, Tensor
 from keras_pedcc.common.checks import check_positive, check_whole
 
-METHODS = (
-    "auto",
-    "simplex",
-    "orthogonal_simplices",
-    "polygon",
-    "kerdock",
-    "max_angle",
-    "energy",
-    "random",
-)
 DTYPES = ("float32", "bfloat16", "float16")
-# The default descends to the end up to the first number of classes, and for some
-# minutes up to the second.
-FEW_CLASSES, MANY_CLASSES = 2_000, 20_000
 # Multiplications and additions per second: two cores of a CPU, a tenth of a small GPU.
 USUAL_SPEED = 1e11
 
@@ -133,7 +120,7 @@ def generate_pedcc(
     _check_options(num_classes, dim, seed, exponent, seconds, dtype)
     # NumPy integers can overflow and have no `bit_length`.
     num_classes, dim, seed = int(num_classes), int(dim), int(seed)
-    method = _resolve_method(method, num_classes, dim)
+    method = resolve_method(method, num_classes, dim)
     starts = _default_starts(method, num_classes) if starts is None else starts
     check_whole(1, starts=starts)
     if steps is None:
@@ -247,47 +234,6 @@ def _full_precision() -> Iterator[None]:
             tf.config.experimental.enable_tensor_float_32_execution(before)
     else:
         yield
-
-
-def _resolve_method(method: str, num_classes: int, dim: int) -> str:
-    reach = {
-        "simplex": num_classes <= dim + 1,
-        "orthogonal_simplices": dim + 2 <= num_classes <= 2 * dim,
-        "polygon": dim == 2,
-        "kerdock": num_classes <= constructions.union_capacity(dim),
-        "max_angle": True,
-        "energy": True,
-        "random": True,
-    }
-    if method == "auto":
-        return _best_method(reach, num_classes, dim)
-    if not isinstance(method, str) or method not in reach:
-        raise ValueError(
-            f"`method` must be one of {METHODS}. Received: method={method!r}. Leave it "
-            "out for the best that is affordable."
-        )
-    if not reach[method]:
-        raise ValueError(
-            f"`method` must reach num_classes in dim dimensions. Received: "
-            f"method={method!r}, num_classes={num_classes}, dim={dim}. "
-            'Use method="auto".'
-        )
-    return method
-
-
-def _best_method(reach: dict[str, bool], num_classes: int, dim: int) -> str:
-    for name in ("simplex", "orthogonal_simplices", "polygon"):
-        if reach[name]:
-            return name
-    # A descent ends 0.03 to 0.06 above the bound; see benchmarks/centroids.py.
-    gap = 0.04 if num_classes <= FEW_CLASSES else 0.1
-    within_reach = largest_cosine_bound(num_classes, dim) + gap
-    cosine = constructions.kerdock_cosine(num_classes, dim) if reach["kerdock"] else 1
-    if cosine <= within_reach:
-        return "kerdock"
-    if num_classes <= MANY_CLASSES:
-        return "max_angle"
-    return "kerdock" if reach["kerdock"] else "random"
 
 
 def _construct(method: str, num_classes: int, dim: int, seed: int, dtype: str) -> Array:

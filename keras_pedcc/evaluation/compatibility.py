@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_classes, check_features
-from keras_pedcc.evaluation import retrieval, search
+from keras_pedcc.evaluation import ranking, retrieval
 
 
 def compatibility_report(
@@ -100,7 +100,7 @@ def compatibility_report(
         "new_in_new": (of_new[0], of_new[1]),
     }
     found = {
-        name: search.search(*pair, codes, members, max(ranks), alone)
+        name: ranking.ranked(*pair, codes, members, max(ranks), alone)
         for name, pair in pairs.items()
     }
     report = _reports(found, ranks, np.ones(len(codes), bool))
@@ -137,7 +137,7 @@ def _criteria(
     for code, own in enumerate(members):
         of_items[own] = code
     held, number = np.zeros(2, int), np.zeros(2, int)
-    size = max(1, search.BLOCK // items[:, 0].nbytes // 4)
+    size = max(1, ranking.BLOCK // items[:, 0].nbytes // 4)
     for start in range(0, len(old), size):
         stop = start + size
         gain = new[start:stop] @ items.T - old[start:stop] @ items.T

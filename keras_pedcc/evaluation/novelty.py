@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_positive, check_whole
-from keras_pedcc.evaluation import retrieval, search
+from keras_pedcc.evaluation import ranking, retrieval
 from keras_pedcc.evaluation.verification import area, roc_curve
 
 Outputs = ArrayLike | dict[str, ArrayLike]
@@ -132,7 +132,7 @@ def neighbor_score(features: ArrayLike, gallery: ArrayLike, *, k: int = 1) -> Ar
             f"Received: gallery.shape={items.shape}, features.shape={queries.shape}, "
             f"k={k}. Pass features of one embedder, or a smaller k."
         )
-    size = max(1, search.BLOCK // items[:, 0].nbytes // 2)
+    size = max(1, ranking.BLOCK // items[:, 0].nbytes // 2)
     found = np.empty(len(queries))
     for start in range(0, len(queries), size):
         cosines = queries[start : start + size] @ items.T

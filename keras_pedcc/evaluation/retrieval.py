@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_pedcc.common import Array, ArrayLike
 from keras_pedcc.common.checks import check_classes, check_features, check_whole
-from keras_pedcc.evaluation.search import search
+from keras_pedcc.evaluation.ranking import ranked
 
 
 def retrieval_report(
@@ -65,12 +65,12 @@ def retrieval_report(
     """
     ranks = check_ranks(k)
     queries, items, codes, members = prepared(features, labels, gallery, gallery_labels)
-    found = search(queries, items, codes, members, max(ranks), gallery is None)
+    found = ranked(queries, items, codes, members, max(ranks), gallery is None)
     return summary(found, ranks)
 
 
 def summary(found: Array, ranks: list[int]) -> dict[str, Any]:
-    """The report of queries, given what `search` returns for them."""
+    """The report of queries, given what `ranked` returns for them."""
     matched = found[~np.isnan(found[:, 0])]
     if not len(matched):
         raise ValueError(

@@ -11,7 +11,7 @@ from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import lengths, unit_vectors
 from keras_pedcc.layers.centroid_variables import mark_centroids
-from keras_pedcc.layers.cosine_dense import check_float, float_dtype
+from keras_pedcc.layers.dtypes import check_float, float_dtype
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

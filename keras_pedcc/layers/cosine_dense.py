@@ -10,6 +10,7 @@ from keras_pedcc.common import Tensor
 from keras_pedcc.common.checks import check_dim, check_whole
 from keras_pedcc.common.gradients import full_precision
 from keras_pedcc.common.vectors import cosines, lengths, unit_vectors
+from keras_pedcc.layers.dtypes import check_float, float_dtype
 from keras_pedcc.layers.normal_rows import by_blocks
 from keras_pedcc.layers.room import check_capacity, check_growth, with_open_width
 from keras_pedcc.layers.running_norm import standardized, updated
@@ -342,18 +343,3 @@ class CosineDense(keras.layers.Layer):
             self.norm_mean.assign(mean)
             self.norm_deviation.assign(deviation)
         return standardized(norm, mean, deviation)
-
-
-def check_float(dtype: str) -> None:
-    """Raises unless weights of this dtype can hold centroids."""
-    if "float" not in dtype:
-        raise ValueError(
-            f"`dtype` must be a float dtype. Received: dtype={dtype!r}. Pass "
-            '"bfloat16", or leave it out.'
-        )
-
-
-def float_dtype(layer: keras.layers.Layer) -> str:
-    """The dtype a head computes in: float64 if its policy does, else float32."""
-    double = keras.backend.standardize_dtype(layer.compute_dtype) == "float64"
-    return "float64" if double else "float32"

@@ -7,13 +7,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_pedcc.centroids.generate import DTYPES, METHODS, generate_pedcc
+from keras_pedcc.centroids.generate import DTYPES, generate_pedcc
+from keras_pedcc.centroids.methods import METHODS
 from keras_pedcc.common import Array, ArrayLike, Shape, Tensor
 from keras_pedcc.common.checks import check_dim, check_whole, unit_centroids
 from keras_pedcc.common.internals import let_tapes_watch
 from keras_pedcc.common.vectors import with_fixed_mean
 from keras_pedcc.layers.centroid_variables import mark_centroids
-from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.dtypes import float_dtype
 from keras_pedcc.layers.signs import Signs
 from keras_pedcc.scores.blockwise import BLOCKWISE_FROM
 from keras_pedcc.scores.choice import Choice

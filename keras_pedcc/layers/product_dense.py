@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_pedcc.common import Tensor
 from keras_pedcc.common.vectors import lengths
-from keras_pedcc.layers.cosine_dense import CosineDense, float_dtype
+from keras_pedcc.layers.cosine_dense import CosineDense
+from keras_pedcc.layers.dtypes import float_dtype
 
 
 @keras.saving.register_keras_serializable("keras_pedcc")

@@ -11,8 +11,8 @@ from keras_pedcc.common import Logs
 from keras_pedcc.common.checks import check_whole
 from keras_pedcc.common.internals import set_optimizer
 from keras_pedcc.common.replicas import strategy_scope
-from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.centroid_variables import mark_centroids
+from keras_pedcc.layers.heads import heads_of
 from keras_pedcc.layers.pedcc_dense import PEDCCDense
 from keras_pedcc.training.activations import warn_of_activations
 from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
@@ -258,7 +258,7 @@ class FinetuneCallback(keras.callbacks.Callback):
 
 
 def _find_heads(model: keras.Model) -> list[PEDCCDense]:
-    heads = [layer for layer in layers_of(model) if isinstance(layer, PEDCCDense)]
+    heads = [head for head in heads_of(model) if isinstance(head, PEDCCDense)]
     if not heads:
         raise ValueError(
             "`FinetuneCallback` needs a model with a `PEDCCDense` layer. Received: "

@@ -9,7 +9,6 @@ import keras
 from keras import ops
 
 from keras_pedcc.common import Tensor
-from keras_pedcc.common.sublayers import layers_of
 from keras_pedcc.layers.center_dense import CenterDense
 from keras_pedcc.layers.cosine_dense import CosineDense
 from keras_pedcc.layers.heads import heads_of
@@ -315,7 +314,7 @@ class PEDCCModel(keras.Model):
         """`for_loss` of the head, or a function that changes nothing."""
         if self._streams:
             return self._source_of_features().for_loss
-        heads = [layer for layer in layers_of(self) if isinstance(layer, CenterDense)]
+        heads = [head for head in heads_of(self) if isinstance(head, CenterDense)]
         return heads[0].for_loss if len(heads) == 1 else lambda outputs, *_: outputs
 
     def _source_of_features(self) -> Any:

@@ -14,7 +14,7 @@ BLOCK = 2**27  # bytes of cosines that are computed at a time
 Found: TypeAlias = tuple[Array, Array]
 
 
-def search(
+def ranked(
     queries: Array,
     items: Array,
     codes: Array,
