@@ -31,8 +31,7 @@ def conditions(result):
     made = result["environment"]
     versions = ", ".join(f"{n} {made[n]}" for n in ("lancedb", "psycopg", "pgvector"))
     return (
-        f"\nMade by `{result['command']}` on one of {made['cpus']} CPU cores "
-        f"({made['cpu']}), {versions}; {result['load_before']:g} to "
-        f"{result['load_after']:g} processes wanted the {made['cpus']} cores, so the "
-        "times are upper bounds.\n"
+        f"\nMade by `{result['command']}` on one CPU core ({made['cpu']}), {versions}. "
+        f"A load of {result['load_before']:g} to {result['load_after']:g} lay on the "
+        "two cores of the machine, so the times are upper bounds.\n"
     )
