@@ -68,6 +68,7 @@ from keras_pedcc.training.finetune_optimizer import FinetuneOptimizer
 from keras_pedcc.training.growing import grow_classes
 from keras_pedcc.training.loading import load_model
 from keras_pedcc.training.model import PEDCCModel
+from keras_pedcc.training.placing import place_classes
 from keras_pedcc.training.recipes import recipe
 from keras_pedcc.training.warmup import MarginWarmup
 
@@ -133,6 +134,7 @@ __all__ = [
     "novelty_threshold",
     "pair_scores",
     "pedcc_loss",
+    "place_classes",
     "plot",
     "recipe",
     "retrieval_report",
