@@ -78,8 +78,9 @@ def backbone_optimizer(model):
 
 
 @pytest.mark.filterwarnings("ignore:The centroids will not be fine-tuned")
-def test_centroids_stay_bit_identical_and_then_move():
-    model = make_model(**COMPILED)
+@pytest.mark.parametrize("mode", [COMPILED, {"run_eagerly": True}], ids=str)
+def test_centroids_stay_bit_identical_and_then_move(mode):
+    model = make_model(**mode)
     start = numpy_of(model.get_layer("head").centroids)
     fit(model, 2, [FinetuneCallback(2)], initial_epoch=1)
     np.testing.assert_array_equal(numpy_of(model.get_layer("head").centroids), start)
@@ -249,10 +250,11 @@ class Subclassed(keras.Model):
         return self.head(self.backbone(inputs))
 
 
-def test_subclassed_model_unfreezes():
+@pytest.mark.parametrize("mode", [COMPILED, {"run_eagerly": True}], ids=str)
+def test_subclassed_model_unfreezes(mode):
     model = Subclassed()
     model(make_data()[0])
-    model.compile("sgd", PEDCCLoss())
+    model.compile("sgd", PEDCCLoss(), **mode)
     head = model.head
     start = numpy_of(head.centroids)
     assert all(v is not head.centroids for v in model.trainable_variables)

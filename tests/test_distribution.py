@@ -93,9 +93,10 @@ def test_two_replicas_are_one_device(two_replicas, root, epoch, weighted):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas):
-    one, expected = trained(tf.distribute.get_strategy(), 1, 2, first=0, penalty=0.1)
-    found, ours = trained(two_replicas, 1, 2, first=0, penalty=0.1)
+@pytest.mark.parametrize("root", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_unfreezing_on_the_way_and_extra_losses_count_once(two_replicas, root):
+    one, expected = trained(tf.distribute.get_strategy(), root, 2, first=0, penalty=0.1)
+    found, ours = trained(two_replicas, root, 2, first=0, penalty=0.1)
     np.testing.assert_allclose(found["loss"], one["loss"], rtol=1e-5)
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -153,6 +154,7 @@ def fitted(strategy, make_head, loss, rate=None, callbacks=None):
             pytest.param(each, marks=pytest.mark.slow)
             for each in (
                 (PEDCCDense, ArcFaceLoss(), None, [MarginWarmup(2)]),
+                (PEDCCDense, PEDCCLoss(), None, [MarginWarmup(2)]),
                 (CosineDense, NTCELoss()),
             )
         ),

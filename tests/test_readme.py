@@ -33,7 +33,7 @@ def test_digits_example_runs_and_writes_everything(tmp_path):
     for name in ("features.png", "accuracy.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     model = keras.saving.load_model(tmp_path / "pedcc.keras")
-    assert model.layers[-1].trainable
+    assert model.layers[-1].trained
 
 
 @pytest.mark.slow

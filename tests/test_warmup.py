@@ -224,7 +224,7 @@ def test_other_model_with_the_same_loss_keeps_its_margin(data):
 
 def test_fit_inside_of_fit_has_its_own_share(data):
     loss = AMSoftmaxLoss(margin=0.8)
-    model, other = model_of(loss), model_of(loss)
+    model, other = model_of(loss, **COMPILED), model_of(loss, **COMPILED)
 
     def fit(epoch):
         warmup = MarginWarmup(1, start=0.25)
@@ -243,7 +243,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 def test_interrupted_fit_leaves_the_margin_full(data):
-    model = model_of(AMSoftmaxLoss(margin=0.8))
+    model = model_of(AMSoftmaxLoss(margin=0.8), **COMPILED)
     with pytest.raises(KeyboardInterrupt):
         model.fit(*data, callbacks=[MarginWarmup(3), Interrupt()], verbose=0)
     assert_allclose(evaluated(model, data), loss_with(0.8, model, data))

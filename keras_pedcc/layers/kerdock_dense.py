@@ -82,6 +82,7 @@ class KerdockDense(CosineDense):
     1997.
     """
 
+    _frozen = True
     _blockwise_from = BLOCKWISE_FROM
 
     def __init__(

@@ -82,6 +82,12 @@ class PEDCCDense(CosineDense):
         `"standard_norm"`, and `"iterations"`, int32, all of shape `(batch,)`. With
         scores that are not `"dense"`, a dict of `"features"` alone.
 
+    Attributes:
+        frozen: Whether the centroids are held fixed. Settable.
+        trained: Whether they learn: `trainable`, and not `frozen`.
+        fine_tuned: Whether `FinetuneCallback` unfroze them, which waits for its epoch
+            again in the next `fit`. Settable.
+
     Raises:
         TypeError: `num_classes`, `capacity` or `seed` is not a whole number.
         ValueError: A size is below 2, `capacity` below `num_classes`; `centroids` is no

@@ -24,6 +24,8 @@ from keras_pedcc.scores.protocol import Scores, Shift
 class MarginLoss(keras.losses.Loss):
     """A loss of cosines with a scale s and a margin m; subclasses have `of_batch`.
 
+    `AdaFaceLoss`, which needs more than the logits, has a `call` of its own.
+
     Args:
         scale: Positive float, or `"auto"`.
         margin: Float, or one for each class, see `check_margin`.

@@ -63,9 +63,9 @@ def prepare(y_true: ArrayLike, y_pred: Outputs) -> tuple[Scores, Tensor, Tensor]
     the distribution over classes of soft labels, shape `(batch, num_classes)`.
     """
     scores = scores_of(y_pred)
-    labels: Tensor = y_true
-    if not ops.is_tensor(labels):
-        labels = ops.convert_to_tensor(narrow_labels(y_true))
+    if not ops.is_tensor(y_true):
+        y_true = narrow_labels(y_true)
+    labels = ops.convert_to_tensor(y_true)  # and moved to where the scores are
     _check_shapes(labels, scores)
     num_classes = scores.shape[1]
     if len(labels.shape) == 2 and labels.shape[1] == num_classes:

@@ -31,9 +31,7 @@ class DenseScores(Scores):
     takes_soft_labels = True
 
     def __init__(self, logits: ArrayLike) -> None:
-        values: Tensor = logits
-        if not ops.is_tensor(values):
-            values = ops.convert_to_tensor(logits)
+        values = ops.convert_to_tensor(logits)
         self.dtype = keras.backend.standardize_dtype(values.dtype)
         if self.dtype not in ("float32", "float64"):
             self.dtype = "float32"

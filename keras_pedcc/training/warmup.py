@@ -23,10 +23,11 @@ class MarginWarmup(keras.callbacks.Callback):
     The margin depends on the epoch alone: training that is resumed, by
     `initial_epoch` or from a backup, goes on with the margin it would have had.
 
-    The share of the margin belongs to `fit` and to its model: outside of `fit`, in
-    another model with the same loss, and in a model that was saved and loaded, the
-    margin is full. It is no weight, so that `EarlyStopping(restore_best_weights=True)`
-    and `set_weights` do not touch it. A training step is traced once for all epochs.
+    The model must be a `PEDCCModel`, which holds the share of the margin. The share
+    belongs to `fit` and to its model: outside of `fit`, in another model with the same
+    loss, and in a model that was saved and loaded, the margin is full. It is no weight,
+    so that `EarlyStopping(restore_best_weights=True)` and `set_weights` do not touch
+    it. A training step is traced once for all epochs.
 
     Args:
         epochs: int, at least 1. Epochs before the margin is full. Defaults to 10.

@@ -24,5 +24,5 @@ def check():
         for each in (model, *copies):
             each.trainable = False  # on TensorFlow the next line is nothing otherwise
             each.trainable = True
-            assert each.layers[-1].trainable is not frozen
+            assert each.layers[-1].trained is not frozen
             assert len(each.trainable_variables) == (2 if frozen else 3)
