@@ -42,6 +42,7 @@ if __name__ == "__main__":
 import feature_heads
 import few_images
 import priors
+from feature_kinds import BASELINE
 
 SCORES = ("accuracy", "retrieval")
 HELD_OUT = 100  # images per class
@@ -140,14 +141,14 @@ def summary(runs):
         values = feature_heads.grouped(tested, ("kind",), name)
         for (kind,), own in values.items():
             found = feature_heads.spread(list(own.values()))
-            baseline = values.get((feature_heads.BASELINE,), {})
+            baseline = values.get((BASELINE,), {})
             found["minus_cross_entropy"] = feature_heads.paired(own, baseline)
             rows[kind][name] = found
     return {"rows": sorted(rows.values(), key=_place)}
 
 
 def _place(row):
-    return row["kind"] != feature_heads.BASELINE, -row["accuracy"]["mean"]
+    return row["kind"] != BASELINE, -row["accuracy"]["mean"]
 
 
 def table(found):

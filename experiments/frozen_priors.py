@@ -37,6 +37,7 @@ if __name__ == "__main__":
 
 import feature_heads
 import priors
+from feature_kinds import BASELINE
 
 HELD_OUT = 50  # images per class
 AXES = {
@@ -91,7 +92,7 @@ def summary(runs):
         values = feature_heads.grouped(tested, ("kind",), name)
         for (kind,), own in values.items():
             found = feature_heads.spread(list(own.values()))
-            baseline = values.get((feature_heads.BASELINE,), {})
+            baseline = values.get((BASELINE,), {})
             found["minus_cross_entropy"] = feature_heads.paired(own, baseline)
             rows[kind][name] = found
     return {"rows": list(rows.values())}

@@ -50,6 +50,7 @@ import feature_heads
 import few_images
 import numpy as np
 from feature_heads import Record, pick
+from feature_kinds import BASELINE
 from incremental_game import (
     MEANS,
     ROWS,
@@ -161,7 +162,7 @@ def summary(runs):
         for (kind, way), own in values.items():
             row = rows.setdefault((kind, way), {"kind": kind, "way": way})
             row[name] = feature_heads.spread(list(own.values()))
-            baseline = values.get((feature_heads.BASELINE, MEANS), {})
+            baseline = values.get((BASELINE, MEANS), {})
             row[name]["minus_cross_entropy"] = feature_heads.paired(own, baseline)
     return {"rows": [rows[method] for method in METHODS if method in rows]}
 
