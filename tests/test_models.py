@@ -468,7 +468,7 @@ class CallableLoss:
     ids=["lambda", "partial", "object"],
 )
 def test_loss_may_be_anything_that_is_called(data, loss):
-    model = make_model(loss)
+    model = make_model(loss, run_eagerly=False)
     expected = np.mean(1 - model.predict(data[0], verbose=0)["logits"][:, 0])
     assert model.evaluate(*data, verbose=0) == pytest.approx(expected, rel=1e-5)
     model.fit(*data, verbose=0)

@@ -145,7 +145,8 @@ def check_same_centroids(first: Any, second: Any, *, degrees: float = 0.6) -> No
     if apart > degrees:
         raise ValueError(
             f"The centroids must be at most {degrees:g} degrees apart. Received: "
-            f"{apart:.1f} degrees, in the mean over the classes. Make the network with "
+            f"{apart:.1f} degrees, as a root mean square over the classes. Make the "
+            "network with "
             "the centroids of the index (same seed, method and dim, or "
             "`load_centroids`), embed the images anew, or pass more `degrees` if "
             "fine-tuning moved them."
