@@ -35,6 +35,9 @@ class MarginLoss(keras.losses.Loss):
         dtype: `"float32"` or `"float64"`.
     """
 
+    takes_scores = True  # whether they may be computed by parts
+    weights_inside = False  # whether the formula takes the sample weights
+
     _largest: Any  # float, that of the class with the largest margin
     _constant: Any  # float, or tensor with one for each class
     _scales: dict[int | None, float]
@@ -55,9 +58,6 @@ class MarginLoss(keras.losses.Loss):
         self._priors = None if priors is None else check_priors(priors).tolist()
         self._shift = self._made_shift()
         self._checked = False  # the first logits
-
-    takes_scores = True  # whether they may be computed by parts
-    weights_inside = False  # whether the formula takes the sample weights
 
     @property
     def scale(self) -> Scale:

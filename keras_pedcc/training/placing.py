@@ -19,9 +19,10 @@ def place_classes(
     """Moves the centroids of some classes to given directions: `c_j = v_j / |v_j|`.
 
     For classes that came later than the index or the training of the others: at the
-    mean of their features, which `keras_pedcc.embed` returns, they are found without
-    training. The centroids of other classes, what is frozen, and the state of the
-    optimizer stay as they are. The fingerprint of the centroids changes.
+    mean of their features, which `keras_pedcc.embed` returns, they are recognised
+    without training, less often than classes that were trained. The centroids of other
+    classes, what is frozen, and the state of the optimizer stay as they are. The
+    fingerprint of the centroids changes.
 
     Args:
         model: `keras.Model` with one `PEDCCDense` or `CosineDense` that is built, in
